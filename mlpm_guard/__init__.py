@@ -1,0 +1,136 @@
+"""Prompt safety that reads a language model's own hidden states.
+
+The one public namespace. Every name is loaded at its first use, so that `import mlpm_guard` costs milliseconds and does not
+import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mlpm_guard.conversation import Conversation, Message
+    from mlpm_guard.encoders.base import Encoder, EncoderIdentity
+    from mlpm_guard.encoders.transformer import TransformerEncoder
+    from mlpm_guard.errors import (
+        Blocked,
+        BundleCorruptError,
+        BundleError,
+        BundleMismatchError,
+        BundleNotFoundError,
+        BundleSaveError,
+        BundleSchemaError,
+        ConfigurationError,
+        DataError,
+        EmptyInputError,
+        EncoderError,
+        EncoderLoadError,
+        GuardTimeoutError,
+        InputError,
+        InputTooLongError,
+        InvalidConversationError,
+        MlpmGuardError,
+        NonFiniteError,
+        NotFittedError,
+        PromptBlocked,
+        ResponseBlocked,
+        UnknownPromptError,
+        UnsupportedArchitectureError,
+        WeightsMismatchError,
+    )
+    from mlpm_guard.guard import Guard
+    from mlpm_guard.prototypes.classifier import PrototypeClassifier
+    from mlpm_guard.verdict import Action, LayerEvidence, Verdict, WindowEvidence
+
+_HOME = {
+    "Action": "verdict",
+    "Blocked": "errors",
+    "BundleCorruptError": "errors",
+    "BundleError": "errors",
+    "BundleMismatchError": "errors",
+    "BundleNotFoundError": "errors",
+    "BundleSaveError": "errors",
+    "BundleSchemaError": "errors",
+    "ConfigurationError": "errors",
+    "Conversation": "conversation",
+    "DataError": "errors",
+    "EmptyInputError": "errors",
+    "Encoder": "encoders.base",
+    "EncoderError": "errors",
+    "EncoderIdentity": "encoders.base",
+    "EncoderLoadError": "errors",
+    "Guard": "guard",
+    "GuardTimeoutError": "errors",
+    "InputError": "errors",
+    "InputTooLongError": "errors",
+    "InvalidConversationError": "errors",
+    "LayerEvidence": "verdict",
+    "Message": "conversation",
+    "MlpmGuardError": "errors",
+    "NonFiniteError": "errors",
+    "NotFittedError": "errors",
+    "PromptBlocked": "errors",
+    "PrototypeClassifier": "prototypes.classifier",
+    "ResponseBlocked": "errors",
+    "TransformerEncoder": "encoders.transformer",
+    "UnknownPromptError": "errors",
+    "UnsupportedArchitectureError": "errors",
+    "Verdict": "verdict",
+    "WeightsMismatchError": "errors",
+    "WindowEvidence": "verdict",
+}
+
+__all__ = [
+    "Action",
+    "Blocked",
+    "BundleCorruptError",
+    "BundleError",
+    "BundleMismatchError",
+    "BundleNotFoundError",
+    "BundleSaveError",
+    "BundleSchemaError",
+    "ConfigurationError",
+    "Conversation",
+    "DataError",
+    "EmptyInputError",
+    "Encoder",
+    "EncoderError",
+    "EncoderIdentity",
+    "EncoderLoadError",
+    "Guard",
+    "GuardTimeoutError",
+    "InputError",
+    "InputTooLongError",
+    "InvalidConversationError",
+    "LayerEvidence",
+    "Message",
+    "MlpmGuardError",
+    "NonFiniteError",
+    "NotFittedError",
+    "PromptBlocked",
+    "PrototypeClassifier",
+    "ResponseBlocked",
+    "TransformerEncoder",
+    "UnknownPromptError",
+    "UnsupportedArchitectureError",
+    "Verdict",
+    "WeightsMismatchError",
+    "WindowEvidence",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

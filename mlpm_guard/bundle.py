@@ -1,0 +1,332 @@
+"""Saved guards: a folder with `bundle.json`, `prototypes.safetensors` and, optionally, `statistics.safetensors`.
+
+The manifest names every file's size and SHA-256 and the encoder that the guard is bound to. No pickle anywhere. Hashes find
+damage and mix-ups; they do not prove who wrote a bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from mlpm_guard import __version__
+from mlpm_guard.encoders.base import EncoderIdentity
+from mlpm_guard.errors import (
+    BundleCorruptError,
+    BundleError,
+    BundleNotFoundError,
+    BundleSaveError,
+    BundleSchemaError,
+)
+from mlpm_guard.prototypes.scorer import LayerScorer
+from mlpm_guard.verdict import Target
+
+MANIFEST = "bundle.json"
+PROTOTYPES = "prototypes.safetensors"
+STATISTICS = "statistics.safetensors"
+FORMAT = "mlpm-guard-bundle"
+SCHEMA_VERSION = 1
+SHIPPED = Path(__file__).parent / "bundles"
+_MAX_MANIFEST = 16 * 2**20
+
+Tensors = dict[str, npt.NDArray[np.generic]]
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""Schema version to a function that turns a manifest of that version into one of the next."""
+
+
+class FileEntry(BaseModel):
+    """A file of the bundle: its size in bytes and its SHA-256."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class ClassifierSettings(BaseModel):
+    """Options of the `PrototypeClassifier` that was fitted, and the shape of what it learned from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    C: float = Field(gt=0)
+    sample_size: int = Field(ge=2)
+    folds: int = Field(ge=0)
+    layers: int = Field(ge=1)
+    dim: int = Field(ge=1)
+
+
+class Manifest(BaseModel):
+    """`bundle.json`.
+
+    Attributes:
+        threshold: probability from which a verdict is flagged.
+        window: tokens of a judging window.
+        fragment_margin: log-odds that a fragment of a longer text must have more than a whole text.
+        encoder: what the guard is bound to.
+        examples: training windows of each class.
+        notes: whatever the author wants to keep beside it (sources, licence, figures). Never prompts.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["mlpm-guard-bundle"] = "mlpm-guard-bundle"
+    schema_version: Literal[1] = 1
+    library_version: str = __version__
+    target: Target
+    threshold: float = Field(ge=0.0, le=1.0)
+    window: int = Field(ge=1)
+    fragment_margin: float = Field(ge=0.0)
+    encoder: EncoderIdentity
+    classifier: ClassifierSettings
+    examples: dict[Literal["safe", "unsafe"], int]
+    files: dict[str, FileEntry] = Field(default_factory=dict)
+    notes: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was read and checked.
+
+    Attributes:
+        path: its folder.
+        manifest: the checked manifest.
+        scorer: what scoring needs.
+        bundle_id: name and the first digits of the manifest's SHA-256.
+    """
+
+    path: Path
+    manifest: Manifest
+    scorer: LayerScorer
+    bundle_id: str
+
+    def statistics(self) -> Tensors:
+        """Tensors of `statistics.safetensors`, checked again.
+
+        Raises:
+            BundleError: the bundle was saved without statistics.
+            BundleCorruptError: the file is not what the manifest says.
+        """
+        if STATISTICS not in self.manifest.files:
+            raise BundleError(
+                f"{self.path} was saved without statistics, so it can be neither extended nor corrected; fit it "
+                "again, or save it with statistics=True",
+                self.path,
+            )
+        return _read_tensors(self.path, STATISTICS, self.manifest)
+
+
+def resolve(name_or_path: str | Path) -> tuple[str, Path]:
+    """Name and folder of a bundle. A shipped name wins over a folder of that name; `./name` always means the folder.
+
+    Raises:
+        BundleNotFoundError: neither exists.
+    """
+    text = str(name_or_path)
+    if isinstance(name_or_path, str) and not {"/", os.sep} & set(text) and text not in {"", ".", ".."}:
+        shipped = SHIPPED / text
+        if (shipped / MANIFEST).is_file():
+            return text, shipped
+    path = Path(text).expanduser()
+    if not (path / MANIFEST).is_file():
+        names = ", ".join(sorted(folder.name for folder in SHIPPED.iterdir() if (folder / MANIFEST).is_file()))
+        what = f"the folder has no {MANIFEST}" if path.is_dir() else "no such folder"
+        raise BundleNotFoundError(f"no bundle at {text!r} ({what}); bundles shipped with this version: {names or 'none'}", path)
+    return path.resolve().name, path
+
+
+def load(name_or_path: str | Path) -> Bundle:
+    """Read and check a bundle: manifest, schema version, every file's hash, shapes, and that all numbers are finite.
+
+    Raises:
+        BundleNotFoundError: there is none.
+        BundleSchemaError: it is of a version, or a kind, that this library does not read.
+        BundleCorruptError: a file is missing, truncated or altered, or holds impossible values.
+    """
+    name, path = resolve(name_or_path)
+    raw = _read_bytes(path / MANIFEST, limit=_MAX_MANIFEST)
+    manifest = _parse_manifest(raw, path)
+    tensors = _read_tensors(path, PROTOTYPES, manifest)
+    if STATISTICS in manifest.files:
+        _check_file(path, STATISTICS, manifest)
+    return Bundle(path, manifest, _scorer(tensors, manifest, path), f"{name}-{hashlib.sha256(raw).hexdigest()[:12]}")
+
+
+def save(path: str | Path, manifest: Manifest, scorer: LayerScorer, statistics: Tensors | None) -> Bundle:
+    """Write a bundle. Either all of it is there afterwards or nothing has changed.
+
+    An existing bundle at the path is replaced; other files in its folder (a README, say) are kept.
+
+    Raises:
+        BundleSaveError: it cannot be written there, or the path holds something that is not a bundle.
+    """
+    target = Path(path).expanduser()
+    if target.is_symlink():
+        target = target.resolve()
+    if target.exists() and not (target / MANIFEST).is_file() and not (target.is_dir() and not any(target.iterdir())):
+        raise BundleSaveError(f"{target} exists and is not a bundle; choose another path", target)
+    prototypes: Tensors = {
+        "positions": scorer.positions.astype(np.int64),
+        "weights": scorer.weights,
+        "biases": scorer.biases,
+        "layer_weights": scorer.layer_weights,
+        "intercept": np.array([scorer.intercept]),
+    }
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".saving", dir=target.parent))
+        entries = {PROTOTYPES: _write_tensors(temporary / PROTOTYPES, prototypes)}
+        if statistics is not None:
+            entries[STATISTICS] = _write_tensors(temporary / STATISTICS, statistics)
+        manifest = manifest.model_copy(update={"files": entries})
+        _write_bytes(temporary / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
+        _swap(temporary, target)
+    except OSError as error:
+        raise BundleSaveError(
+            f"cannot save to {target} ({error.strerror or type(error).__name__}); what was there before is untouched",
+            target,
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return load(target.resolve())
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    temporary.chmod(0o755)
+    if not target.exists():
+        temporary.rename(target)
+        return
+    for extra in target.iterdir():
+        if extra.name not in {MANIFEST, PROTOTYPES, STATISTICS}:
+            if extra.is_dir():
+                shutil.copytree(extra, temporary / extra.name, symlinks=True)
+            else:
+                shutil.copy2(extra, temporary / extra.name, follow_symlinks=False)
+    old = temporary.with_suffix(".old")
+    target.rename(old)
+    try:
+        temporary.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_tensors(path: Path, tensors: Tensors) -> FileEntry:
+    from safetensors.numpy import save as to_bytes
+
+    return _write_bytes(path, to_bytes({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}))
+
+
+def _write_bytes(path: Path, content: bytes) -> FileEntry:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileEntry(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def _read_bytes(path: Path, limit: int | None = None) -> bytes:
+    try:
+        if limit is not None and path.stat().st_size > limit:
+            raise BundleCorruptError(f"{path} is larger than any manifest ({path.stat().st_size} bytes)", path)
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleCorruptError(f"cannot read {path} ({error.strerror or type(error).__name__})", path) from error
+
+
+def _parse_manifest(raw: bytes, path: Path) -> Manifest:
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise BundleCorruptError(f"{path / MANIFEST} is not JSON ({type(error).__name__})", path) from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise BundleSchemaError(f"{path / MANIFEST} does not describe an mlpm-guard bundle", path)
+    version = data.get("schema_version")
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise BundleSchemaError(f"{path / MANIFEST} has no schema version", path)
+    while version < SCHEMA_VERSION and version in MIGRATIONS:
+        data = MIGRATIONS[version](data)
+        version = data["schema_version"]
+    if version != SCHEMA_VERSION:
+        newer = version > SCHEMA_VERSION
+        raise BundleSchemaError(
+            f"{path} has schema version {version}; this library (mlpm-guard {__version__}) reads {SCHEMA_VERSION}. "
+            + ("Upgrade the library." if newer else "Fit and save the guard again."),
+            path,
+        )
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        where = "; ".join(".".join(map(str, each["loc"])) + ": " + each["msg"] for each in error.errors()[:3])
+        raise BundleCorruptError(f"{path / MANIFEST} holds impossible values ({where})", path) from error
+
+
+def _check_file(path: Path, name: str, manifest: Manifest) -> bytes:
+    entry = manifest.files.get(name)
+    if entry is None:
+        raise BundleCorruptError(f"{path / MANIFEST} does not list {name}", path)
+    content = _read_bytes(path / name)
+    if len(content) != entry.bytes:
+        raise BundleCorruptError(f"{path / name} has {len(content)} bytes, not {entry.bytes}: it is truncated or altered", path)
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise BundleCorruptError(f"{path / name} does not match its SHA-256 in {MANIFEST}: it was altered", path)
+    return content
+
+
+def _read_tensors(path: Path, name: str, manifest: Manifest) -> Tensors:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as from_bytes
+
+    content = _check_file(path, name, manifest)
+    try:
+        tensors: Tensors = from_bytes(content)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise BundleCorruptError(f"{path / name} is not a safetensors file ({type(error).__name__})", path) from error
+    for key, tensor in tensors.items():
+        if np.issubdtype(tensor.dtype, np.floating) and not np.isfinite(tensor).all():
+            raise BundleCorruptError(f"{path / name}: tensor {key} holds NaN or infinity", path)
+    return tensors
+
+
+def _scorer(tensors: Mapping[str, npt.NDArray[np.generic]], manifest: Manifest, path: Path) -> LayerScorer:
+    shape = manifest.classifier
+    if (len(manifest.encoder.layers), manifest.encoder.dim) != (shape.layers, shape.dim):
+        raise BundleCorruptError(f"{path / MANIFEST}: encoder and classifier have other layers or dimensions", path)
+    expected = {"positions": 1, "weights": 2, "biases": 1, "layer_weights": 1, "intercept": 1}
+    if set(tensors) != set(expected) or any(tensors[name].ndim != ndim for name, ndim in expected.items()):
+        raise BundleCorruptError(f"{path / PROTOTYPES} does not hold the tensors of a fitted guard", path)
+    positions = tensors["positions"].astype(np.int64)
+    used = len(positions)
+    fits = (
+        used >= 1
+        and np.issubdtype(tensors["positions"].dtype, np.integer)
+        and positions.min() >= 0
+        and positions.max() < shape.layers
+        and bool((np.diff(positions) > 0).all())
+        and tensors["weights"].shape == (used, shape.dim)
+        and tensors["biases"].shape == tensors["layer_weights"].shape == (used,)
+        and tensors["intercept"].shape == (1,)
+    )
+    if not fits:
+        raise BundleCorruptError(f"{path / PROTOTYPES} has tensors of the wrong shape", path)
+    return LayerScorer(
+        positions,
+        tensors["weights"].astype(np.float64),
+        tensors["biases"].astype(np.float64),
+        tensors["layer_weights"].astype(np.float64),
+        float(tensors["intercept"].astype(np.float64)[0]),
+    )

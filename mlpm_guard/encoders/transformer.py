@@ -1,0 +1,405 @@
+"""Any Hugging Face model as an encoder: one forward pass of its blocks, as deep as needed, keeping one pooled state a layer."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from mlpm_guard.conversation import Conversation, ConversationLike
+from mlpm_guard.encoders.base import EncoderIdentity, States
+from mlpm_guard.encoders.blocks import POOLS, Probe, find_core
+from mlpm_guard.encoders.tokens import PromptTokenizer, context_length
+from mlpm_guard.errors import (
+    ConfigurationError,
+    EncoderError,
+    EncoderLoadError,
+    InputTooLongError,
+    MlpmGuardError,
+    UnsupportedArchitectureError,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Pooling: TypeAlias = Literal["auto", "last", "mean", "cls", "mean+cls"]
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_FINGERPRINT_VALUES = 65_536
+_MAX_ROWS = 256
+
+
+class _Loaded:
+    """A model and tokenizer ready to run; immutable once built."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        pooling: Pooling,
+        source: str,
+        max_tokens: int | None,
+    ) -> None:
+        config: Any = getattr(model, "config", None)
+        if config is None:
+            raise UnsupportedArchitectureError(f"{source} has no config; pass a Hugging Face model")
+        causal = _is_causal(config, source, pooling)
+        self.pooling = pooling if pooling != "auto" else ("last" if causal else "mean+cls")
+        text_config = config.get_text_config()
+        self.depth = int(text_config.num_hidden_layers)
+        self.core = find_core(model)
+        self.probe = Probe.of(self.core, self.depth, type(model).__name__)
+        self.prompts = PromptTokenizer(tokenizer, causal=causal)
+        self.takes_positions = causal and "position_ids" in inspect.signature(self.core.forward).parameters
+        self.takes_cache = "use_cache" in inspect.signature(self.core.forward).parameters
+        self.dim = int(text_config.hidden_size) * (2 if self.pooling == "mean+cls" else 1)
+        limit = context_length(text_config, tokenizer)
+        if max_tokens is not None and limit is not None and max_tokens > limit:
+            raise ConfigurationError(f"max_tokens={max_tokens} is more than the {limit} tokens that {source} can read")
+        self.max_tokens = max_tokens if max_tokens is not None else limit
+
+    def parameter(self) -> Tensor:
+        return next(self.core.parameters())
+
+
+class TransformerEncoder:
+    """Layer states of any Hugging Face causal LM or encoder.
+
+    State k is the output of block k, Hugging Face's `hidden_states[k]` (k = 1..L; the embeddings, index 0, are not used); the
+    deepest, k = L, is `hidden_states[-1]`, after the model's final norm. Causal models are read at the last token of the
+    chat-templated conversation with the generation prompt, encoders at the mean over real tokens and at [CLS], concatenated.
+
+    Args:
+        model: hub name, local path, or a loaded model (shared, not copied).
+        tokenizer: for a loaded model, its tokenizer; otherwise optional, taken from the same place as the model.
+        pooling: "last", "mean", "cls", "mean+cls"; "auto" takes "last" for causal models and "mean+cls" for encoders.
+        layers: "all", or the `hidden_states` indices to read (1..L; negative ones count from the last).
+        max_tokens: longest conversation in tokens. A longer one raises, it is never truncated. None takes the model's own
+            limit.
+        device: "auto" (where a loaded model is; otherwise CUDA, else CPU), or a torch device.
+        dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
+        batch_tokens: padded tokens per forward pass.
+        window: tokens of a judging window; None takes 128 for pooled encoders, whose mean dilutes with length, and 512 for
+            causal models.
+        revision: hub revision to pin.
+        trust_remote_code: passed to `from_pretrained`.
+
+    Raises:
+        ConfigurationError: an option has a bad value.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        pooling: Pooling = "auto",
+        layers: Literal["all"] | Sequence[int] = "all",
+        max_tokens: int | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        batch_tokens: int = 4096,
+        window: int | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        if pooling != "auto" and pooling not in POOLS:
+            raise ConfigurationError(f"pooling={pooling!r}: choose one of auto, {', '.join(POOLS)}")
+        if layers != "all" and not (layers and all(isinstance(k, int) for k in layers)):
+            raise ConfigurationError("layers: 'all' or a non-empty list of hidden_states indices")
+        for name, value in (("max_tokens", max_tokens), ("batch_tokens", batch_tokens), ("window", window)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigurationError(f"{name}={value!r}: a whole number of tokens, at least 1")
+        dtype_name = str(dtype).removeprefix("torch.")
+        if dtype_name not in _DTYPES:
+            raise ConfigurationError(f"dtype={dtype_name!r}: choose one of {', '.join(_DTYPES)}")
+        loaded = not isinstance(model, (str, Path))
+        if loaded and not isinstance(model, nn.Module):
+            raise ConfigurationError(f"model is {type(model).__name__}: pass a hub name, a path or a loaded Hugging Face model")
+        if loaded and tokenizer is None:
+            raise ConfigurationError("a loaded model needs its tokenizer: TransformerEncoder(model, tokenizer)")
+        if loaded and (dtype_name != "auto" or str(device) != "auto"):
+            raise ConfigurationError("a loaded model keeps its device and dtype; move it yourself and leave both on 'auto'")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.max_tokens = max_tokens
+        self.device = device
+        self.dtype = dtype_name
+        self.batch_tokens = batch_tokens
+        self.revision = revision
+        self.trust_remote_code = trust_remote_code
+        self._layers = layers if layers == "all" else tuple(layers)
+        self._window = window
+        self._lock = threading.Lock()
+        self._state: _Loaded | None = None
+        self._identity: EncoderIdentity | None = None
+
+    def __repr__(self) -> str:
+        name = self.model if isinstance(self.model, (str, Path)) else type(self.model).__name__
+        return f"{type(self).__name__}({str(name)!r}, pooling={self.pooling!r}, layers={self._layers!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        if not isinstance(self.model, (str, Path)):
+            raise EncoderError(
+                "an encoder over an already loaded model cannot be pickled or copied: create it in the other process, or build "
+                "it from a hub name or path, whose weights are loaded again there"
+            )
+        return {**self.__dict__, "_lock": None, "_state": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    # -- what a guard asks --------------------------------------------------------------------------------------------------
+
+    def load(self) -> Self:
+        """Load weights and tokenizer now, and check every option against them. Returns the encoder itself.
+
+        Raises:
+            EncoderLoadError: they cannot be found or read.
+            UnsupportedArchitectureError: the model's blocks cannot be hooked.
+            ConfigurationError: an option does not fit the model.
+        """
+        self._ready()
+        return self
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Hugging Face `hidden_states` indices that `encode` returns, ascending. Loads the model."""
+        return self._resolve(self._ready().depth)
+
+    @property
+    def dim(self) -> int:
+        """Numbers per layer state. Loads the model."""
+        return self._ready().dim
+
+    @property
+    def window(self) -> int:
+        """Tokens of a judging window. Loads the model."""
+        state = self._ready()
+        wanted = self._window or (512 if state.prompts.causal else 128)
+        return wanted if state.max_tokens is None else min(wanted, max(8, state.max_tokens // 2))
+
+    @property
+    def reads_roles(self) -> bool:
+        """Whether roles are part of what the model reads. Loads the model."""
+        return self._ready().prompts.reads_roles
+
+    @property
+    def identity(self) -> EncoderIdentity:
+        """What the states depend on. Loads the model."""
+        state = self._ready()
+        if self._identity is None:
+            self._identity = EncoderIdentity(
+                model=str(self.model) if isinstance(self.model, (str, Path)) else None,
+                revision=self.revision,
+                architecture=type(state.core).__name__,
+                weights=_fingerprint(state.core),
+                tokenizer=state.prompts.vocabulary_hash(),
+                chat_template=state.prompts.template_hash(),
+                pooling=state.pooling,
+                layers=self.layers,
+                dim=state.dim,
+                dtype=str(state.parameter().dtype).removeprefix("torch."),
+            )
+        return self._identity
+
+    def spans(self, text: str) -> npt.NDArray[np.int64]:
+        """Character spans (start, end) of the tokens of a text, shape (tokens, 2)."""
+        return self._ready().prompts.spans(text)
+
+    def encode(self, conversations: Sequence[ConversationLike], *, layers: Sequence[int] | None = None) -> States:
+        """Layer states of conversations.
+
+        Args:
+            conversations: strings, lists of role/content messages, or `Conversation`s.
+            layers: `hidden_states` indices to return instead of `self.layers`; the pass stops behind the deepest.
+
+        Returns:
+            float32 ndarray of shape (n, layers, dim), in the order given.
+
+        Raises:
+            InvalidConversationError: a conversation has a bad shape.
+            InputTooLongError: one is longer than `max_tokens`.
+            EncoderError: the model failed.
+        """
+        state = self._ready()
+        wanted = self.layers if layers is None else self._check_layers(layers, state.depth)
+        parsed = [Conversation.parse(each) for each in conversations]
+        states = np.empty((len(parsed), len(wanted), state.dim), dtype=np.float32)
+        if not parsed:
+            return states
+        ids = state.prompts.token_ids(parsed)
+        lengths = np.array([len(row) for row in ids])
+        longest = int(lengths.argmax())
+        if state.max_tokens is not None and lengths[longest] > state.max_tokens:
+            raise InputTooLongError(
+                f"conversation {longest} has {lengths[longest]} tokens; this encoder reads {state.max_tokens} at once"
+            )
+        if int(lengths.min()) == 0:
+            raise EncoderError(f"conversation {int(lengths.argmin())} has no tokens")
+        for batch in _batches(lengths, self.batch_tokens):
+            states[batch] = self._forward(state, [ids[row] for row in batch], wanted)
+        return states
+
+    # -- how --------------------------------------------------------------------------------------------------------------
+
+    def _forward(self, state: _Loaded, rows: list[list[int]], wanted: tuple[int, ...]) -> States:
+        if state.core.training:
+            raise EncoderError("the model is in training mode, where dropout makes states random: call model.eval()")
+        length = max(map(len, rows))
+        ids = torch.full((len(rows), length), state.prompts.pad_id, dtype=torch.long)
+        mask = torch.zeros((len(rows), length), dtype=torch.long)
+        for index, row in enumerate(rows):
+            # Padding goes to the right whatever the tokenizer prefers: recurrent layers then never see it.
+            ids[index, : len(row)] = torch.tensor(row)
+            mask[index, : len(row)] = 1
+        device = state.parameter().device
+        ids, mask = ids.to(device), mask.to(device)
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        if state.takes_positions:
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        if state.takes_cache:
+            inputs["use_cache"] = False
+        with torch.inference_mode():
+            try:
+                pooled = state.probe.states(lambda: state.core(**inputs), wanted, POOLS[state.pooling](mask))
+            except MlpmGuardError:
+                raise
+            except Exception as error:
+                raise EncoderError(
+                    f"{type(state.core).__name__} failed on a batch of {len(rows)} x {length} tokens ({type(error).__name__})"
+                ) from error
+            result: States = pooled.cpu().numpy()
+        return result
+
+    def _resolve(self, depth: int) -> tuple[int, ...]:
+        return tuple(range(1, depth + 1)) if self._layers == "all" else self._check_layers(self._layers, depth)
+
+    @staticmethod
+    def _check_layers(layers: Sequence[int] | str, depth: int) -> tuple[int, ...]:
+        resolved = tuple(int(k) + depth + 1 if int(k) < 0 else int(k) for k in layers)
+        bad = [k for k in resolved if not 1 <= k <= depth]
+        if bad or len(set(resolved)) != len(resolved) or list(resolved) != sorted(resolved):
+            raise ConfigurationError(f"layers={list(layers)}: ascending hidden_states indices from 1 to {depth}, each once")
+        return resolved
+
+    def _ready(self) -> _Loaded:
+        state = self._state
+        if state is None:
+            with self._lock:
+                state = self._state
+                if state is None:
+                    state = self._state = self._load()
+        return state
+
+    def _load(self) -> _Loaded:
+        if isinstance(self.model, (str, Path)):
+            model, tokenizer = self._from_pretrained(self.model)
+            source = str(self.model)
+        else:
+            assert self.tokenizer is not None
+            model, tokenizer, source = self.model, self.tokenizer, type(self.model).__name__
+        state = _Loaded(model, tokenizer, self.pooling, source, self.max_tokens)
+        self._resolve(state.depth)
+        return state
+
+    def _source(self) -> str:
+        """Where `from_pretrained` is to read from."""
+        return str(self.model)
+
+    def _from_pretrained(self, name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        from transformers import AutoModel, AutoTokenizer
+
+        source = self._source()
+        options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        with _quiet():
+            try:
+                tokenizer = self.tokenizer or AutoTokenizer.from_pretrained(source, **options)
+                model = AutoModel.from_pretrained(source, dtype=self.dtype, **options)
+            except Exception as error:
+                first_line = (str(error).strip().splitlines() or ["no reason given"])[0]
+                raise EncoderLoadError(
+                    f"cannot load {name} ({type(error).__name__}: {first_line}). Check the name or path; without a network, "
+                    "download the model beforehand and pass its folder."
+                ) from error
+        device = self.device
+        if str(device) == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            model = model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise EncoderLoadError(f"cannot move {name} to device {device} ({type(error).__name__})") from error
+        return model.eval(), tokenizer
+
+
+def _is_causal(config: Any, source: str, pooling: Pooling) -> bool:
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedArchitectureError(
+            f"{source} is an encoder-decoder: its layers see the prompt in two places. Pass its encoder as a model of its own, "
+            "or another model."
+        )
+    kinds = {config.model_type, config.get_text_config().model_type}
+    if kinds & set(MODEL_FOR_MASKED_LM_MAPPING_NAMES) and not getattr(config, "is_decoder", False):
+        return False
+    if kinds & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        return True
+    if pooling == "auto":
+        raise UnsupportedArchitectureError(
+            f"cannot tell whether {source} ({config.model_type}) is a causal model or an encoder; pass pooling='last' for the "
+            "former, 'mean', 'cls' or 'mean+cls' for the latter"
+        )
+    return pooling == "last"
+
+
+def _batches(lengths: npt.NDArray[np.int64], batch_tokens: int) -> Iterator[list[int]]:
+    """Rows sorted by length, packed so that rows times longest stays within `batch_tokens`."""
+    batch: list[int] = []
+    for row in np.argsort(lengths, kind="stable").tolist():
+        if batch and (lengths[row] * (len(batch) + 1) > batch_tokens or len(batch) == _MAX_ROWS):
+            yield batch
+            batch = []
+        batch.append(row)
+    yield batch
+
+
+def _fingerprint(core: nn.Module) -> str:
+    """SHA-256 over names, shapes, types and values; of a large tensor, evenly spaced values and the last."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(core.state_dict().items()):
+        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}".encode())
+        if tensor.is_meta:
+            raise EncoderError(f"weight {name} is not loaded (offloaded or meta); load the model fully")
+        flat = tensor.detach().reshape(-1)
+        step = max(1, flat.numel() // _FINGERPRINT_VALUES)
+        sample = torch.cat([flat[::step], flat[-1:]]).contiguous().cpu()
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Load without transformers' progress bars."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

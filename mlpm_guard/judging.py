@@ -1,0 +1,250 @@
+"""From conversations to evidence: which pieces of each are judged, and which of them decides.
+
+Pure functions over an encoder and a scorer; no policy, no state.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from mlpm_guard.conversation import Conversation, Message
+from mlpm_guard.encoders.base import Encoder
+from mlpm_guard.errors import EncoderError, GuardTimeoutError, MlpmGuardError, NonFiniteError
+from mlpm_guard.prototypes.scorer import Array, LayerScorer
+from mlpm_guard.verdict import Target, WindowEvidence
+from mlpm_guard.windows import cut
+
+_log = logging.getLogger("mlpm_guard")
+_UNITS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One piece to encode: what the encoder reads, and where it comes from."""
+
+    conversation: Conversation
+    where: WindowEvidence
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the deciding piece of a conversation says.
+
+    Attributes:
+        log_odds: of the score, in nats, fragment margin deducted.
+        layer_log_odds: of every used layer, shape (used,).
+        margin: log-odds deducted because the piece is a fragment.
+        where: the deciding piece.
+        windows: pieces judged.
+    """
+
+    log_odds: float
+    layer_log_odds: Array = field(repr=False)
+    margin: float
+    where: WindowEvidence
+    windows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How conversations are read.
+
+    Attributes:
+        target: which turn is judged.
+        window: tokens of a judging window.
+        normalise: whether disguised text is also judged in its normalised form.
+        fragment_margin: log-odds that a fragment must have more than a whole text.
+    """
+
+    target: Target
+    window: int
+    normalise: bool
+    fragment_margin: float
+
+
+def units(conversation: Conversation, encoder: Encoder, reading: Reading) -> list[Unit]:
+    """Every piece of a conversation that is judged: the turn alone and the turn in its context, raw and normalised.
+
+    Raises:
+        InputError: there is nothing that can be judged.
+    """
+    conversation.turn_index(reading.target)
+    forms: list[tuple[Literal["raw", "normalised"], Conversation]] = [("raw", conversation)]
+    if reading.normalise and (plain := conversation.normalised()) is not conversation:
+        forms.append(("normalised", plain))
+    found: list[Unit] = []
+    for form, each in forms:
+        index = conversation.turn_index(reading.target)
+        turn = each.messages[index]
+        if not turn.content.strip():
+            continue  # nothing but invisible characters, which the raw form has kept
+        spans = encoder.spans(turn.content)
+        pieces = cut(turn.content, spans, reading.window)
+        role = turn.role if turn.role == "assistant" else "user"
+        for at, piece in enumerate(pieces):
+            message = Message(role, turn.content[piece.start : piece.end])
+            where = WindowEvidence(view="turn", form=form, kind=piece.kind, index=at, count=len(pieces))
+            found.append(Unit(Conversation((message,)), where))
+        context = in_context(each, index, len(spans), encoder, reading.window)
+        if context is not None:
+            where = WindowEvidence(view="context", form=form, kind="whole", index=0, count=1)
+            found.append(Unit(context, where))
+    return found
+
+
+def in_context(conversation: Conversation, index: int, turn_tokens: int, encoder: Encoder, window: int) -> Conversation | None:
+    """The judged turn with as much of its surroundings as fits into one window; None if there are none.
+
+    The turn keeps at least half of the window (its beginning), what follows it (a prefilled answer) at most a quarter, and the
+    rest goes to what came before, latest first. Encoders that do not read roles are not shown system messages, which are the
+    application's own words.
+    """
+    messages = conversation.messages
+    before = [message for message in messages[:index] if message.content.strip()]
+    after = [message for message in messages[index + 1 :] if message.content.strip()]
+    if not encoder.reads_roles:
+        before = list(Conversation(tuple(before)).without_instructions().messages)
+    if not before and not after:
+        return None
+    turn_room = min(turn_tokens, window // 2)
+    kept_after: list[Message] = []
+    room = window // 4
+    for message in after:
+        text, used = _head(message.content, room, encoder)
+        room -= used
+        kept_after.append(Message(message.role, text))
+        if room <= 0:
+            break
+    room = window - turn_room - (window // 4 - max(room, 0))
+    kept_before: list[Message] = []
+    for message in reversed(before):
+        text, used = _tail(message.content, room, encoder)
+        room -= used
+        kept_before.append(Message(message.role, text))
+        if room <= 0:
+            break
+    turn = messages[index]
+    text, _ = _head(turn.content, turn_room, encoder)
+    return Conversation((*reversed(kept_before), Message(turn.role, text), *kept_after))
+
+
+def _head(text: str, tokens: int, encoder: Encoder) -> tuple[str, int]:
+    spans = encoder.spans(text)
+    return (text, len(spans)) if len(spans) <= tokens else (text[: spans[max(tokens, 1) - 1, 1]], tokens)
+
+
+def _tail(text: str, tokens: int, encoder: Encoder) -> tuple[str, int]:
+    spans = encoder.spans(text)
+    return (text, len(spans)) if len(spans) <= tokens else (text[spans[-max(tokens, 1), 0] :], tokens)
+
+
+class Judge:
+    """Scores batches of conversations. Immutable; one per call.
+
+    Args:
+        encoder: gives layer states.
+        scorer: turns them into log-odds.
+        layers: `hidden_states` indices that the scorer uses.
+        reading: how conversations are read.
+        cancelled: set by a caller that no longer waits; work then ends at the next chunk.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        scorer: LayerScorer,
+        layers: Sequence[int],
+        reading: Reading,
+        cancelled: threading.Event,
+    ) -> None:
+        self._encoder = encoder
+        self._scorer = scorer
+        self._layers = tuple(layers)
+        self._reading = reading
+        self._cancelled = cancelled
+
+    def judge(self, conversations: Sequence[Conversation]) -> list[Evidence | MlpmGuardError]:
+        """Evidence on every conversation, or why there is none. One that fails does not fail the others."""
+        plans: list[list[Unit] | MlpmGuardError] = []
+        for conversation in conversations:
+            try:
+                plans.append(units(conversation, self._encoder, self._reading))
+            except MlpmGuardError as error:
+                plans.append(error)
+            except Exception as error:  # noqa: BLE001  (fails closed, whatever a tokenizer raises)
+                plans.append(_wrapped(error))
+        pending: dict[bytes, Conversation] = {}
+        keys = [[] if isinstance(plan, MlpmGuardError) else [unit.conversation.key() for unit in plan] for plan in plans]
+        for plan, of_plan in zip(plans, keys, strict=True):
+            if not isinstance(plan, MlpmGuardError):
+                pending.update(zip(of_plan, (unit.conversation for unit in plan), strict=True))
+        scored = self._score(pending)
+        return [
+            plan if isinstance(plan, MlpmGuardError) else self._worst(plan, [scored[key] for key in of_plan])
+            for plan, of_plan in zip(plans, keys, strict=True)
+        ]
+
+    def _score(self, pending: dict[bytes, Conversation]) -> dict[bytes, Array | MlpmGuardError]:
+        """Layer log-odds of every different piece."""
+        scored: dict[bytes, Array | MlpmGuardError] = {}
+        items = list(pending.items())
+        # Pieces of like length share a chunk, so that batches of the encoder stay full.
+        items.sort(key=lambda item: len(item[0]))
+        for start in range(0, len(items), _UNITS_AT_ONCE):
+            chunk = items[start : start + _UNITS_AT_ONCE]
+            results = self._encode([conversation for _, conversation in chunk])
+            scored.update(zip((key for key, _ in chunk), results, strict=True))
+        return scored
+
+    def _encode(self, conversations: Sequence[Conversation]) -> list[Array | MlpmGuardError]:
+        if self._cancelled.is_set():
+            return [GuardTimeoutError("the caller stopped waiting")] * len(conversations)
+        try:
+            states = self._encoder.encode(conversations, layers=self._layers)
+            if states.shape != (len(conversations), *self._scorer.weights.shape):
+                raise EncoderError(f"the encoder returned states of shape {states.shape}")
+            log_odds = self._scorer.log_odds(states)
+        except Exception as error:  # noqa: BLE001  (fails closed, whatever an encoder raises)
+            if len(conversations) > 1:
+                # One bad item, or too little memory: halves find the former and survive the latter.
+                half = len(conversations) // 2
+                return [*self._encode(conversations[:half]), *self._encode(conversations[half:])]
+            return [error if isinstance(error, MlpmGuardError) else _wrapped(error)]
+        finite = np.asarray(np.isfinite(log_odds).all(axis=1))
+        return [
+            row if good else NonFiniteError("the encoder's states give a score that is not a number")
+            for row, good in zip(log_odds, finite.tolist(), strict=True)
+        ]
+
+    def _worst(self, plan: Sequence[Unit], results: Sequence[Array | MlpmGuardError]) -> Evidence | MlpmGuardError:
+        rows: list[Array] = []
+        for result in results:
+            if isinstance(result, MlpmGuardError):
+                return result  # a piece that was not judged is a conversation that was not judged
+            rows.append(result)
+        layer_log_odds = np.stack(rows)
+        margins = np.array(
+            [self._reading.fragment_margin if unit.where.kind == "fragment" else 0.0 for unit in plan],
+            np.float64,
+        )
+        log_odds = self._scorer.aggregate(layer_log_odds) - margins
+        worst = int(log_odds.argmax())
+        return Evidence(float(log_odds[worst]), layer_log_odds[worst], float(margins[worst]), plan[worst].where, len(plan))
+
+
+def _wrapped(error: Exception) -> EncoderError:
+    """An error from below without its message, which may quote the prompt; its type and place say enough to look."""
+    place = "unknown place"
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        place = f"{code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    _log.warning("encoder failed: %s at %s", type(error).__name__, place)
+    return EncoderError(f"{type(error).__name__} at {place}")

@@ -1,0 +1,1 @@
+"""Layer states to probability. numpy only; knows no text."""

@@ -1,0 +1,287 @@
+"""PrototypeClassifier: layer states to a probability, with scikit-learn's manners.
+
+Prototypes and a tied covariance per layer, then an L1-regularised logistic regression over the layers' probabilities. Knows no
+text.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator, ClassifierMixin
+
+from mlpm_guard.errors import ConfigurationError, DataError, NotFittedError
+from mlpm_guard.prototypes.discriminant import fit_discriminants, out_of_fold_log_odds
+from mlpm_guard.prototypes.scorer import LayerScorer, sigmoid
+from mlpm_guard.prototypes.statistics import CLASSES, Array, Keys, PrototypeStatistics
+
+_MIN_PROMPTS = 2
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Learned state, replaced as a whole, so that threads that score see either the old or the new.
+
+    Attributes:
+        scorer: what scoring needs: the layers with a non-zero weight.
+        weights: aggregation weight of every layer, shape (layers,).
+        discriminants: weights (layers, dim) and biases (layers,) of every layer.
+    """
+
+    scorer: LayerScorer
+    weights: Array
+    coef: Array
+    biases: Array
+
+
+class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Multi-layer prototype classifier (MLPM).
+
+    Args:
+        C: inverse strength of the L1 penalty on the layer weights. Smaller keeps fewer layers.
+        sample_size: prompts per class that the layers' aggregation is fitted on (a bottom-k sample by key).
+        folds: layer scores for the aggregation come from discriminants that have not seen the prompt, in this many folds; 0
+            uses the fitted discriminants' own scores, as the reference implementation does.
+
+    Attributes:
+        classes_: ndarray of shape (2,): 0 is safe, 1 is unsafe.
+        coef_: discriminant weights, ndarray of shape (n_layers, dim).
+        biases_: discriminant biases, ndarray of shape (n_layers,).
+        layer_weights_: aggregation weights, ndarray of shape (n_layers,); zero for a layer that scoring does not need.
+        intercept_: log-odds that no layer explains.
+        statistics_: the mergeable sufficient statistics.
+
+    Source: Chrabaszcz et al., arXiv 2502.16174.
+    """
+
+    statistics_: PrototypeStatistics
+    fitted_: Fitted
+
+    def __init__(self, *, C: float = 1.0, sample_size: int = 512, folds: int = 5) -> None:
+        self.C = C
+        self.sample_size = sample_size
+        self.folds = folds
+
+    # -- learning -----------------------------------------------------------------------------------------------------------
+
+    def fit(self, X: npt.ArrayLike, y: npt.ArrayLike, keys: npt.ArrayLike | None = None) -> Self:
+        """Forget everything and learn from these states.
+
+        Args:
+            X: layer states of shape (n, n_layers, dim).
+            y: labels of shape (n,): 0 or False for safe, 1 or True for unsafe.
+            keys: 64-bit integers of shape (n,) that identify the prompts; by default a hash of their states.
+
+        Raises:
+            DataError: wrong shapes or labels, or fewer than two prompts of a class.
+            NonFiniteError: a state is NaN or infinite.
+            ConfigurationError: an option has a bad value.
+        """
+        self.reset()
+        self.update(X, y, keys)
+        return self.refit()
+
+    def partial_fit(self, X: npt.ArrayLike, y: npt.ArrayLike, keys: npt.ArrayLike | None = None) -> Self:
+        """Learn from more states; the same as if they had been there from the start. Arguments as in `fit`.
+
+        Until both classes have two prompts, the classifier only collects and cannot score.
+        """
+        self.update(X, y, keys)
+        return self.refit() if self._enough() else self
+
+    def forget(self, X: npt.ArrayLike, y: npt.ArrayLike, keys: npt.ArrayLike | None = None) -> Self:
+        """Unlearn states: statistics and discriminants are then what they were without them. Arguments as in `fit`.
+
+        Raises:
+            UnknownPromptError: one was never learned under that label; nothing has changed then.
+            DataError: fewer than two prompts of a class would be left; nothing has changed then.
+        """
+        states, labels, ids = self._read(X, y, keys)
+        with self._lock():
+            statistics = self._statistics(states)
+            for label in CLASSES:
+                left = statistics.count(label) - int((labels == label).sum())
+                if 0 <= left < _MIN_PROMPTS and (labels == label).any():
+                    raise DataError(
+                        f"forgetting these would leave {left} prompts of class {label}; at least {_MIN_PROMPTS} must stay"
+                    )
+            statistics.forget(states, labels, ids)
+        return self.refit()
+
+    def merge(self, other: PrototypeClassifier) -> Self:
+        """Learn everything that another classifier learned, as if from its states."""
+        with self._lock():
+            theirs = other.statistics_
+            self.statistics_ = self.statistics_.merge(theirs) if hasattr(self, "statistics_") else copy.deepcopy(theirs)
+        return self.refit() if self._enough() else self
+
+    def update(self, X: npt.ArrayLike, y: npt.ArrayLike, keys: npt.ArrayLike | None = None) -> Self:
+        """Collect statistics without refitting; `refit` makes them count. For streaming fits."""
+        states, labels, ids = self._read(X, y, keys)
+        with self._lock():
+            self._statistics(states).update(states, labels, ids)
+        return self
+
+    def refit(self) -> Self:
+        """Discriminants and aggregation from the statistics collected so far.
+
+        Raises:
+            DataError: a class has fewer than two prompts, or the states do not vary.
+        """
+        from mlpm_guard.prototypes.aggregation import fit_layer_weights
+
+        self._check_options()
+        with self._lock():
+            statistics = getattr(self, "statistics_", None)
+            if statistics is None:
+                raise DataError("no prompts were given to fit on")
+            for label, name in zip(CLASSES, ("safe", "unsafe"), strict=True):
+                if (count := statistics.count(label)) < _MIN_PROMPTS:
+                    raise DataError(f"{count} {name} prompts; at least {_MIN_PROMPTS} are needed of either class")
+            discriminants = fit_discriminants(statistics)
+            log_odds, labels, times = out_of_fold_log_odds(statistics, self._usable_folds(statistics))
+            weights, intercept = fit_layer_weights(log_odds, labels, times, self.C, [statistics.count(c) for c in CLASSES])
+            used = np.flatnonzero(weights)
+            scorer = LayerScorer(used, discriminants.weights[used], discriminants.biases[used], weights[used], intercept)
+            self.fitted_ = Fitted(scorer, weights, discriminants.weights, discriminants.biases)
+        return self
+
+    def reset(self) -> Self:
+        """Forget everything."""
+        self._check_options()
+        with self._lock():
+            for name in ("statistics_", "fitted_"):
+                if hasattr(self, name):
+                    delattr(self, name)
+        return self
+
+    # -- scoring ------------------------------------------------------------------------------------------------------------
+
+    def decision_function(self, X: npt.ArrayLike) -> Array:
+        """Log-odds of unsafe in nats, shape (n,), from states of shape (n, n_layers, dim)."""
+        states = np.asarray(X)
+        scorer = self.scorer_
+        layers, dim = self.coef_.shape
+        if states.ndim != 3 or states.shape[1:] != (layers, dim):
+            raise DataError(f"states have shape {states.shape}; expected (n, {layers}, {dim})")
+        return scorer.score(states[:, scorer.positions])
+
+    def predict_proba(self, X: npt.ArrayLike) -> Array:
+        """Probability of safe and of unsafe, shape (n, 2)."""
+        unsafe = sigmoid(self.decision_function(X))
+        return np.stack([1.0 - unsafe, unsafe], axis=1)
+
+    def predict(self, X: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """1 where the probability of unsafe is at least one half, shape (n,)."""
+        return (self.decision_function(X) >= 0.0).astype(np.int64)
+
+    @property
+    def scorer_(self) -> LayerScorer:
+        """What scoring needs, of the used layers only."""
+        return self._fitted().scorer
+
+    @property
+    def classes_(self) -> npt.NDArray[np.int64]:
+        """0 is safe, 1 is unsafe."""
+        return np.array(CLASSES)
+
+    @property
+    def coef_(self) -> Array:
+        """Discriminant weights, shape (n_layers, dim)."""
+        return self._fitted().coef
+
+    @property
+    def biases_(self) -> Array:
+        """Discriminant biases, shape (n_layers,)."""
+        return self._fitted().biases
+
+    @property
+    def layer_weights_(self) -> Array:
+        """Aggregation weights, shape (n_layers,)."""
+        return self._fitted().weights
+
+    @property
+    def intercept_(self) -> float:
+        """Log-odds that no layer explains."""
+        return self._fitted().scorer.intercept
+
+    # -- how ----------------------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_guard_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "fitted_")
+
+    def _lock(self) -> threading.RLock:
+        # Made at first use, because an estimator's __init__ only stores its arguments; setdefault is atomic.
+        lock: threading.RLock = self.__dict__.setdefault("_guard_lock", threading.RLock())
+        return lock
+
+    def _fitted(self) -> Fitted:
+        fitted: Fitted | None = getattr(self, "fitted_", None)
+        if fitted is None:
+            raise NotFittedError("this classifier has not learned from both classes yet; call fit first")
+        return fitted
+
+    def _enough(self) -> bool:
+        return hasattr(self, "statistics_") and all(self.statistics_.count(c) >= _MIN_PROMPTS for c in CLASSES)
+
+    def _usable_folds(self, statistics: PrototypeStatistics) -> int:
+        # A fold that leaves a class with too few rows would score noise; small sets use the discriminants' own scores.
+        smallest = min(len(statistics.classes[label].rows) for label in CLASSES)
+        return self.folds if self.folds >= 2 and smallest >= 2 * self.folds else 0
+
+    def _statistics(self, states: npt.NDArray[np.floating]) -> PrototypeStatistics:
+        if not hasattr(self, "statistics_"):
+            self._check_options()
+            self.statistics_ = PrototypeStatistics(*states.shape[1:], sample_size=self.sample_size)
+        return self.statistics_
+
+    def _check_options(self) -> None:
+        if not (isinstance(self.C, (int, float)) and self.C > 0):
+            raise ConfigurationError(f"C={self.C!r}: a number above 0")
+        for name, value, least in (("sample_size", self.sample_size, 2), ("folds", self.folds, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ConfigurationError(f"{name}={value!r}: a whole number, at least {least}")
+
+    @staticmethod
+    def _read(
+        X: npt.ArrayLike, y: npt.ArrayLike, keys: npt.ArrayLike | None
+    ) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.int64], Keys]:
+        states = np.asarray(X)
+        if states.ndim != 3 or not len(states):
+            raise DataError(f"states have shape {states.shape}; expected (n, n_layers, dim) with n of at least 1")
+        if not np.issubdtype(states.dtype, np.floating):
+            states = states.astype(np.float32)
+        labels = np.asarray(y)
+        if labels.shape != (len(states),):
+            raise DataError(f"{len(states)} states but labels of shape {labels.shape}")
+        if labels.dtype == bool:
+            labels = labels.astype(np.int64)
+        if not np.isin(labels, CLASSES).all():
+            raise DataError("labels must be 0 or False (safe), 1 or True (unsafe)")
+        ids = state_keys(states) if keys is None else np.asarray(keys).astype(np.uint64)
+        return states, labels.astype(np.int64), ids
+
+
+def state_keys(states: npt.NDArray[np.floating]) -> Keys:
+    """64-bit keys of states, shape (n,): equal for equal states."""
+    rows = np.ascontiguousarray(states, np.float32)
+    return content_keys([row.tobytes() for row in rows])
+
+
+def content_keys(contents: Sequence[bytes]) -> Keys:
+    """64-bit keys of contents, shape (n,): evenly spread, the same in every process."""
+    digests = (hashlib.blake2b(content, digest_size=8, person=b"mlpm-guard").digest() for content in contents)
+    return np.array([int.from_bytes(digest, "big") for digest in digests], np.uint64)

@@ -1,0 +1,161 @@
+"""The tied-covariance Gaussian discriminant, one per layer.
+
+With A the within-class scatter of N prompts (the sum over classes of (h - mu_y)(h - mu_y)^T), S = A / (N - 1) and D numbers a
+state:
+
+    P = D (A + tr(S) I)^-1                  Bayes ridge precision
+    w = P (mu_1 - mu_0)
+    b = -1/2 (mu_1^T P mu_1 - mu_0^T P mu_0) = -1/2 w^T (mu_1 + mu_0)
+    g(h) = w^T h + b                        log-odds of unsafe against safe, equal priors
+
+Source: Chrabaszcz et al., "Efficient LLM Moderation with Multi-Layer Latent Prototypes", arXiv 2502.16174. No matrix is
+inverted: a Cholesky factor is solved against, or, with fewer prompts than dimensions, the n x n dual of it (Woodbury). numpy
+    and scipy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import cho_factor, cho_solve
+
+from mlpm_guard.errors import DataError
+from mlpm_guard.prototypes.statistics import CLASSES, Array, ClassStatistics, PrototypeStatistics
+
+
+@dataclass(frozen=True)
+class Discriminants:
+    """One linear function a layer.
+
+    Attributes:
+        weights: shape (layers, dim), float64.
+        biases: shape (layers,), float64.
+    """
+
+    weights: Array
+    biases: Array
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """What one layer's discriminant is made of; `scatter` is dense (dim, dim) or a factor (m, dim) whose Gram matrix it is."""
+
+    count: float
+    means: Array
+    dense: Array | None
+    factor: Array | None
+
+
+def fit_discriminants(statistics: PrototypeStatistics) -> Discriminants:
+    """Discriminants of all layers. A layer whose states do not vary within the classes carries no evidence and gets zeros.
+
+    Raises:
+        DataError: no layer varies.
+    """
+    return _solve_layers(statistics, (_moments(statistics, layer, {}) for layer in range(statistics.layers)))
+
+
+def out_of_fold_log_odds(statistics: PrototypeStatistics, folds: int) -> tuple[Array, npt.NDArray[np.int64], Array]:
+    """Layer log-odds of the kept rows, each by discriminants that have not seen it.
+
+    A row belongs to the fold of its rank among its class's keys, modulo `folds`; a fold's discriminants come from subtracting
+    its rows, not from a refit on all data. With `folds` below 2, the log-odds are the fitted discriminants' own.
+
+    Returns:
+        Log-odds of shape (rows, layers), labels and multiplicities of shape (rows,). Rows are ordered by label and key, so that
+        the result does not depend on the order prompts came in.
+    """
+    held: list[tuple[int, list[int]]] = [(label, statistics.classes[label].sorted_keys()) for label in CLASSES]
+    labels = np.concatenate([np.full(len(keys), label) for label, keys in held])
+    times = np.array([statistics.classes[label].rows[key].times for label, of_class in held for key in of_class], float)
+    folds = max(folds, 1)
+    assigned = np.concatenate([np.arange(len(of_class)) % folds for _, of_class in held])
+    log_odds = np.zeros((len(labels), statistics.layers))
+    for layer in range(statistics.layers):
+        rows = np.concatenate([statistics.classes[label].layer(layer, of_class)[0] for label, of_class in held if of_class])
+        for fold in range(folds):
+            chosen = assigned == fold
+            left_out = {} if folds == 1 else {label: of_class[fold::folds] for label, of_class in held}
+            weights, bias = _solve(_moments(statistics, layer, left_out), statistics.dim)
+            log_odds[chosen, layer] = rows[chosen] @ weights + bias
+    return log_odds, labels, times
+
+
+def _solve_layers(statistics: PrototypeStatistics, moments: Iterator[_Moments]) -> Discriminants:
+    solved = [_solve(each, statistics.dim) for each in moments]
+    weights = np.stack([weights for weights, _ in solved])
+    if not weights.any():
+        raise DataError("the layer states of the training prompts do not differ; there is nothing to learn from")
+    return Discriminants(weights, np.array([bias for _, bias in solved]))
+
+
+def _solve(moments: _Moments, dim: int) -> tuple[Array, float]:
+    delta = moments.means[1] - moments.means[0]
+    if moments.dense is not None:
+        trace = float(np.trace(moments.dense))
+    else:
+        assert moments.factor is not None
+        trace = float(np.einsum("md,md->", moments.factor, moments.factor))
+    ridge = trace / (moments.count - 1)
+    size = float(np.abs(moments.means).max())
+    if not ridge > dim * (np.finfo(np.float32).eps * size) ** 2 * 1e-3:
+        return np.zeros(dim), 0.0
+    if moments.dense is not None:
+        regularised = moments.dense + ridge * np.eye(dim)
+        weights = dim * cho_solve(cho_factor(regularised, lower=True, overwrite_a=True), delta)
+    else:
+        factor = moments.factor
+        assert factor is not None
+        gram = factor @ factor.T + ridge * np.eye(len(factor))
+        weights = dim / ridge * (delta - factor.T @ cho_solve(cho_factor(gram, lower=True), factor @ delta))
+    return weights, float(-0.5 * weights @ (moments.means[1] + moments.means[0]))
+
+
+def _moments(statistics: PrototypeStatistics, layer: int, left_out: dict[int, list[int]]) -> _Moments:
+    """Count, means and scatter of one layer, without the rows named by key."""
+    count = 0.0
+    means = np.zeros((len(CLASSES), statistics.dim))
+    factors: list[Array] = []
+    dense = None if statistics.scatter is None else statistics.scatter[layer].copy()
+    for label in CLASSES:
+        of_class = statistics.classes[label]
+        without = left_out.get(label, [])
+        if of_class.complete:
+            skipped = set(without)
+            keys = [key for key in of_class.sorted_keys() if key not in skipped]
+            if not keys:
+                raise DataError(f"no prompts of class {label} are left")
+            rows, times = of_class.layer(layer, keys)
+            number = times.sum()
+            means[label] = times @ rows / number
+            factors.append((rows - means[label]) * np.sqrt(times)[:, None])
+        else:
+            assert dense is not None
+            number, means[label] = _downdate(of_class, layer, without, dense)
+        count += number
+    factor = np.concatenate(factors) if factors else np.zeros((0, statistics.dim))
+    if dense is None and len(factor) < statistics.dim:
+        return _Moments(count, means, None, factor)
+    gram = factor.T @ factor
+    return _Moments(count, means, gram if dense is None else dense + gram, None)
+
+
+def _downdate(of_class: ClassStatistics, layer: int, without: list[int], dense: Array) -> tuple[float, Array]:
+    """Take rows out of a class whose scatter is in `dense`, in place; returns the count and mean that are left."""
+    assert of_class.mean is not None
+    mean = of_class.mean[layer]
+    if not without:
+        return float(of_class.count), mean
+    rows, times = of_class.layer(layer, without)
+    out = times.sum()
+    out_mean = times @ rows / out
+    left = of_class.count - out
+    left_mean = (mean * of_class.count - out_mean * out) / left
+    centred = (rows - out_mean) * np.sqrt(times)[:, None]
+    dense -= centred.T @ centred
+    delta = out_mean - left_mean
+    dense -= left * out / of_class.count * np.outer(delta, delta)
+    return float(left), left_mean

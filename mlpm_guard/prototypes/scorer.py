@@ -1,0 +1,48 @@
+"""What scoring needs, and nothing else: a few dot products. Needs numpy only, so that a loaded guard stays light."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+def sigmoid(log_odds: npt.NDArray[np.floating]) -> Array:
+    """Probability of log-odds in nats, without overflow."""
+    return 0.5 * (1.0 + np.tanh(0.5 * np.asarray(log_odds, np.float64)))
+
+
+@dataclass(frozen=True)
+class LayerScorer:
+    """Discriminants of the used layers and their aggregation.
+
+    Attributes:
+        positions: which of the encoder's layers are used, shape (used,), ascending.
+        weights: discriminant weights, shape (used, dim).
+        biases: discriminant biases, shape (used,).
+        layer_weights: aggregation weights, shape (used,).
+        intercept: log-odds that no layer explains.
+    """
+
+    positions: npt.NDArray[np.int64]
+    weights: Array
+    biases: Array
+    layer_weights: Array
+    intercept: float
+
+    def log_odds(self, states: npt.NDArray[np.floating]) -> Array:
+        """Log-odds g_l of every used layer in nats, shape (n, used), from states of shape (n, used, dim)."""
+        values: Array = np.einsum("nld,ld->nl", np.asarray(states, np.float64), self.weights) + self.biases
+        return values
+
+    def score(self, states: npt.NDArray[np.floating]) -> Array:
+        """Log-odds of unsafe in nats, shape (n,)."""
+        return self.aggregate(self.log_odds(states))
+
+    def aggregate(self, log_odds: Array) -> Array:
+        """Log-odds of unsafe in nats, shape (n,), from the used layers' log-odds."""
+        scores: Array = sigmoid(log_odds) @ self.layer_weights + self.intercept
+        return scores

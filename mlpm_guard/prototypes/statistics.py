@@ -1,0 +1,419 @@
+"""Mergeable sufficient statistics of layer states, per class.
+
+Counts and means per class and layer, and the within-class scatter that the tied covariance is made of. They add and subtract
+exactly (Chan, Golub & LeVeque 1979), in float64, so that a fit can be streamed, merged from shards and undone. numpy only;
+knows nothing of text: prompts are known by 64-bit keys.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from mlpm_guard.errors import BundleCorruptError, DataError, NonFiniteError, UnknownPromptError
+
+Array = npt.NDArray[np.float64]
+Keys = npt.NDArray[np.uint64]
+States = npt.NDArray[np.floating]
+
+CLASSES = (0, 1)
+"""0 is safe, 1 is unsafe."""
+_PRUNE_SLACK = 128
+
+
+@dataclass
+class Row:
+    """One prompt's states, shape (layers, dim), float32, and how often it was learned."""
+
+    states: npt.NDArray[np.float32]
+    times: int
+
+
+class KeyLedger:
+    """A multiset of 64-bit keys in 8 bytes each: which prompts were learned, so that only those can be forgotten."""
+
+    def __init__(self, keys: Keys | None = None) -> None:
+        self._sorted: Keys = np.sort(keys) if keys is not None else np.empty(0, np.uint64)
+        self._pending: list[Keys] = []
+
+    def __len__(self) -> int:
+        return len(self._sorted) + sum(map(len, self._pending))
+
+    def add(self, keys: Keys) -> None:
+        """Add keys, repetitions included."""
+        self._pending.append(np.asarray(keys, np.uint64))
+        if sum(map(len, self._pending)) > max(4096, len(self._sorted) // 4):
+            self.keys()
+
+    def keys(self) -> Keys:
+        """All keys, ascending, with repetitions."""
+        if self._pending:
+            self._sorted = np.sort(np.concatenate([self._sorted, *self._pending]))
+            self._pending = []
+        return self._sorted
+
+    def count(self, key: int) -> int:
+        """How often a key is in it."""
+        keys = self.keys()
+        value = np.uint64(key)
+        return int(np.searchsorted(keys, value, "right") - np.searchsorted(keys, value, "left"))
+
+    def remove(self, keys: Iterable[int]) -> None:
+        """Take keys out, each as often as it is given; all must be there."""
+        present = self.keys()
+        wanted, times = np.unique(np.asarray(list(keys), np.uint64), return_counts=True)
+        first = np.searchsorted(present, wanted)
+        gone = np.concatenate([np.arange(at, at + n) for at, n in zip(first, times, strict=True)])
+        self._sorted = np.delete(present, gone)
+
+
+@dataclass
+class ClassStatistics:
+    """What is known of one class.
+
+    While `complete`, the rows of all its prompts are kept and everything else follows from them; later, count, mean and the
+    shared scatter are kept, and the rows are a bottom-k sample: the k prompts with the smallest keys, whatever the order they
+    came in.
+
+    Attributes:
+        rows: prompts by key.
+        complete: whether `rows` holds every prompt.
+        count: prompts learned (not complete only).
+        mean: shape (layers, dim) (not complete only).
+        ledger: keys of every prompt learned (not complete only).
+    """
+
+    rows: dict[int, Row] = field(default_factory=dict)
+    complete: bool = True
+    count: int = 0
+    mean: Array | None = None
+    ledger: KeyLedger = field(default_factory=KeyLedger)
+
+    def times(self, key: int) -> int:
+        """How often a prompt was learned."""
+        if not self.complete:
+            return self.ledger.count(key)
+        row = self.rows.get(key)
+        return 0 if row is None else row.times
+
+    def sorted_keys(self) -> list[int]:
+        """Keys of the kept rows, ascending."""
+        return sorted(self.rows)
+
+    def layer(self, index: int, keys: list[int]) -> tuple[Array, Array]:
+        """Rows of one layer, shape (keys, dim), and how often each was learned, shape (keys,)."""
+        states = np.array([self.rows[key].states[index] for key in keys], np.float64)
+        return states, np.array([self.rows[key].times for key in keys], np.float64)
+
+    def prune(self, size: int) -> None:
+        """Keep the rows with the smallest keys."""
+        if len(self.rows) > size:
+            for key in self.sorted_keys()[size:]:
+                del self.rows[key]
+
+
+class PrototypeStatistics:
+    """Sufficient statistics of the tied-covariance discriminant, and a bounded sample for the aggregation of layers.
+
+    A class keeps its rows while it has at most `max(sample_size, dim)` different prompts, so that a fit from a few hundred
+    prompts on a wide model stays small; beyond that, its scatter goes into one (layers, dim, dim) sum that all classes share,
+    which is all that a tied covariance needs. Memory is O(layers * dim^2) whatever the number of prompts, plus 8 bytes a
+    prompt.
+
+    Args:
+        layers: number of layers.
+        dim: numbers per layer state.
+        sample_size: prompts per class kept with their states for the aggregation.
+    """
+
+    def __init__(self, layers: int, dim: int, *, sample_size: int = 512) -> None:
+        self.layers = layers
+        self.dim = dim
+        self.sample_size = sample_size
+        self.classes: dict[int, ClassStatistics] = {label: ClassStatistics() for label in CLASSES}
+        self.scatter: Array | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Different prompts of a class up to which all its rows are kept."""
+        return max(self.sample_size, self.dim)
+
+    def count(self, label: int) -> int:
+        """Prompts learned of a class, repetitions included."""
+        statistics = self.classes[label]
+        return sum(row.times for row in statistics.rows.values()) if statistics.complete else statistics.count
+
+    def means(self, label: int) -> Array:
+        """The prototypes of a class: mean state per layer, shape (layers, dim)."""
+        statistics = self.classes[label]
+        if statistics.mean is not None:
+            return statistics.mean
+        keys = statistics.sorted_keys()
+        result = np.zeros((self.layers, self.dim))
+        for layer in range(self.layers if keys else 0):
+            states, times = statistics.layer(layer, keys)
+            result[layer] = times @ states / times.sum()
+        return result
+
+    # -- learning and forgetting --------------------------------------------------------------------------------------------
+
+    def update(self, states: States, labels: npt.NDArray[np.int64], keys: Keys) -> None:
+        """Add prompts.
+
+        Args:
+            states: shape (n, layers, dim).
+            labels: 0 or 1, shape (n,).
+            keys: what identifies each prompt, shape (n,); equal keys of one class are the same prompt.
+
+        Raises:
+            DataError: wrong shapes.
+            NonFiniteError: a state is NaN or infinite.
+        """
+        self._check(states, labels, keys)
+        for label, statistics in self.classes.items():
+            chosen = np.flatnonzero(labels == label)
+            if not len(chosen):
+                continue
+            if statistics.complete:
+                for index in chosen:
+                    _remember(statistics.rows, int(keys[index]), states[index])
+                if len(statistics.rows) > self.capacity:
+                    self._condense(statistics)
+            else:
+                self._add(statistics, states[chosen], keys[chosen])
+
+    def forget(self, states: States, labels: npt.NDArray[np.int64], keys: Keys) -> None:
+        """Take prompts out again; counts, means and scatter are then what they were without them.
+
+        In a class beyond `capacity`, prompts that the bottom-k sample dropped in favour of a forgotten one do not come back.
+
+        Raises:
+            UnknownPromptError: a prompt was not learned under that label (as often); nothing has changed then.
+        """
+        self._check(states, labels, keys)
+        unknown = self._unknown(labels, keys)
+        if unknown:
+            shown = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
+            raise UnknownPromptError(
+                f"{len(unknown)} of {len(labels)} prompts were never learned under that label (at positions {shown}); "
+                "nothing was forgotten",
+                unknown,
+            )
+        for label, statistics in self.classes.items():
+            chosen = np.flatnonzero(labels == label)
+            if not len(chosen):
+                continue
+            for index in chosen:
+                row = statistics.rows.get(int(keys[index]))
+                if row is not None:
+                    row.times -= 1
+                    if row.times == 0:
+                        del statistics.rows[int(keys[index])]
+            if not statistics.complete:
+                self._subtract(statistics, states[chosen])
+                statistics.ledger.remove(int(key) for key in keys[chosen])
+
+    def merge(self, other: PrototypeStatistics) -> PrototypeStatistics:
+        """Statistics of both together, as if one had learned all prompts. Neither is changed.
+
+        Raises:
+            DataError: shapes or sample sizes differ.
+        """
+        mine = (self.layers, self.dim, self.sample_size)
+        theirs = (other.layers, other.dim, other.sample_size)
+        if mine != theirs:
+            raise DataError(f"cannot merge statistics of (layers, dim, sample size) {mine} and {theirs}")
+        result, added = copy.deepcopy(self), copy.deepcopy(other)
+        for label in CLASSES:
+            one, two = result.classes[label], added.classes[label]
+            if one.complete and two.complete and len(one.rows.keys() | two.rows.keys()) <= self.capacity:
+                _combine(one.rows, two.rows)
+                continue
+            for owner, statistics in ((result, one), (added, two)):
+                if statistics.complete:
+                    owner._condense(statistics)
+            result._shift(one, two.count, added.means(label))
+            _combine(one.rows, two.rows)
+            one.prune(self.sample_size)
+            one.ledger.add(two.ledger.keys())
+        if added.scatter is not None:
+            result.scatter = added.scatter if result.scatter is None else result.scatter + added.scatter
+        return result
+
+    def _unknown(self, labels: npt.NDArray[np.int64], keys: Keys) -> list[int]:
+        asked: dict[tuple[int, int], int] = {}
+        unknown = []
+        for index, (label, key) in enumerate(zip(labels.tolist(), keys.tolist(), strict=True)):
+            asked[label, key] = asked.get((label, key), 0) + 1
+            if asked[label, key] > self.classes[label].times(key):
+                unknown.append(index)
+        return unknown
+
+    def _check(self, states: States, labels: npt.NDArray[np.int64], keys: Keys) -> None:
+        if states.ndim != 3 or states.shape[1:] != (self.layers, self.dim):
+            raise DataError(f"states have shape {states.shape}; expected (n, {self.layers}, {self.dim})")
+        if labels.shape != (len(states),) or keys.shape != (len(states),):
+            raise DataError(f"{len(states)} states, {labels.shape} labels and {keys.shape} keys do not match")
+        if not np.isin(labels, CLASSES).all():
+            raise DataError("labels must be 0 (safe) or 1 (unsafe)")
+        if not np.isfinite(states).all():
+            bad = np.flatnonzero(~np.isfinite(states).all(axis=(1, 2)))
+            raise NonFiniteError(f"{len(bad)} of {len(states)} states are NaN or infinite (first at position {bad[0]})")
+
+    # -- the shared scatter -------------------------------------------------------------------------------------------------
+
+    def _condense(self, statistics: ClassStatistics) -> None:
+        """From rows to count, mean and scatter."""
+        keys = statistics.sorted_keys()
+        times = [statistics.rows[key].times for key in keys]
+        statistics.mean = np.zeros((self.layers, self.dim))
+        scatter = self._shared()
+        for layer in range(self.layers if keys else 0):
+            states, weights = statistics.layer(layer, keys)
+            statistics.mean[layer] = weights @ states / weights.sum()
+            centred = (states - statistics.mean[layer]) * np.sqrt(weights)[:, None]
+            scatter[layer] += centred.T @ centred
+        statistics.count = sum(times)
+        statistics.ledger = KeyLedger(np.repeat(np.array(keys, np.uint64), times))
+        statistics.complete = False
+        statistics.prune(self.sample_size)
+
+    def _add(self, statistics: ClassStatistics, states: States, keys: Keys) -> None:
+        block = np.asarray(states, np.float64)
+        mean = block.mean(axis=0)
+        scatter = self._shared()
+        for layer in range(self.layers):
+            centred = block[:, layer] - mean[layer]
+            scatter[layer] += centred.T @ centred
+        self._shift(statistics, len(block), mean)
+        statistics.ledger.add(keys)
+        limit = max(statistics.rows) if len(statistics.rows) >= self.sample_size else None
+        for index, key in enumerate(keys.tolist()):
+            if limit is None or key <= limit:
+                _remember(statistics.rows, key, states[index])
+        if len(statistics.rows) > self.sample_size + _PRUNE_SLACK or limit is not None:
+            statistics.prune(self.sample_size)
+
+    def _shift(self, statistics: ClassStatistics, count: int, mean: Array) -> None:
+        """Merge `count` prompts of that mean into a class, whose own scatter has been added already."""
+        if count == 0:
+            return
+        assert statistics.mean is not None
+        total = statistics.count + count
+        delta = mean - statistics.mean
+        scatter = self._shared()
+        factor = statistics.count * count / total
+        for layer in range(self.layers):
+            scatter[layer] += factor * np.outer(delta[layer], delta[layer])
+        statistics.mean = statistics.mean + delta * (count / total)
+        statistics.count = total
+
+    def _subtract(self, statistics: ClassStatistics, states: States) -> None:
+        assert statistics.mean is not None
+        block = np.asarray(states, np.float64)
+        mean = block.mean(axis=0)
+        left = statistics.count - len(block)
+        before = (statistics.mean * statistics.count - mean * len(block)) / left if left else np.zeros_like(mean)
+        scatter = self._shared()
+        factor = left * len(block) / statistics.count
+        for layer in range(self.layers):
+            centred = block[:, layer] - mean[layer]
+            scatter[layer] -= centred.T @ centred
+            delta = mean[layer] - before[layer]
+            scatter[layer] -= factor * np.outer(delta, delta)
+        statistics.mean, statistics.count = before, left
+
+    def _shared(self) -> Array:
+        if self.scatter is None:
+            self.scatter = np.zeros((self.layers, self.dim, self.dim))
+        return self.scatter
+
+    # -- tensors ------------------------------------------------------------------------------------------------------------
+
+    def to_tensors(self) -> dict[str, npt.NDArray[np.generic]]:
+        """Arrays to save. The shared scatter is stored as its upper triangle in float32, sampled rows in float16."""
+        tensors: dict[str, npt.NDArray[np.generic]] = {}
+        for label, statistics in self.classes.items():
+            keys = statistics.sorted_keys()
+            rows = np.array([statistics.rows[key].states for key in keys], np.float32)
+            rows = rows.reshape(-1, self.layers, self.dim)
+            tensors[f"{label}.keys"] = np.array(keys, np.uint64)
+            tensors[f"{label}.times"] = np.array([statistics.rows[key].times for key in keys], np.int64)
+            if statistics.complete:
+                tensors[f"{label}.rows"] = rows
+                continue
+            # float16 has five bits of exponent; rows of models with huge activations are scaled into its range.
+            scale = np.maximum(np.abs(rows).max(axis=2, keepdims=True), 1e-30)
+            tensors[f"{label}.sample"] = (rows / scale).astype(np.float16)
+            tensors[f"{label}.scale"] = scale.astype(np.float32)
+            tensors[f"{label}.mean"] = np.asarray(statistics.mean)
+            tensors[f"{label}.ledger"] = statistics.ledger.keys()
+        if self.scatter is not None:
+            upper = np.triu_indices(self.dim)
+            tensors["scatter"] = np.stack([layer[upper] for layer in self.scatter]).astype(np.float32)
+        return tensors
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, npt.NDArray[np.generic]], *, layers: int, dim: int, sample_size: int
+    ) -> PrototypeStatistics:
+        """Read what `to_tensors` gave.
+
+        Raises:
+            BundleCorruptError: arrays are missing or have other shapes.
+        """
+        result = cls(layers, dim, sample_size=sample_size)
+        try:
+            for label in CLASSES:
+                result.classes[label] = _read_class(tensors, label, layers, dim)
+            if "scatter" in tensors:
+                packed = np.asarray(tensors["scatter"], np.float64)
+                upper = np.triu_indices(dim)
+                result.scatter = np.zeros((layers, dim, dim))
+                for layer in range(layers):
+                    result.scatter[layer][upper] = packed[layer]
+                    result.scatter[layer] += np.triu(result.scatter[layer], 1).T
+        except (KeyError, ValueError, IndexError) as error:
+            raise BundleCorruptError(f"the statistics do not fit together ({type(error).__name__}: {error})") from error
+        return result
+
+
+def _read_class(tensors: Mapping[str, npt.NDArray[np.generic]], label: int, layers: int, dim: int) -> ClassStatistics:
+    keys = np.asarray(tensors[f"{label}.keys"], np.uint64).tolist()
+    times = np.asarray(tensors[f"{label}.times"], np.int64).tolist()
+    complete = f"{label}.rows" in tensors
+    if complete:
+        rows = np.asarray(tensors[f"{label}.rows"], np.float32)
+    else:
+        rows = np.asarray(tensors[f"{label}.sample"], np.float32) * np.asarray(tensors[f"{label}.scale"], np.float32)
+    if rows.shape != (len(keys), layers, dim) or not np.isfinite(rows).all():
+        raise ValueError(f"rows of class {label} have shape {rows.shape} or are not finite")
+    result = ClassStatistics(
+        {key: Row(row.copy(), n) for key, n, row in zip(keys, times, rows, strict=True)}, complete=complete
+    )
+    if not complete:
+        result.mean = np.asarray(tensors[f"{label}.mean"], np.float64).reshape(layers, dim).copy()
+        result.ledger = KeyLedger(np.asarray(tensors[f"{label}.ledger"], np.uint64))
+        result.count = len(result.ledger)
+    return result
+
+
+def _remember(rows: dict[int, Row], key: int, states: States) -> None:
+    row = rows.get(key)
+    if row is None:
+        rows[key] = Row(np.array(states, np.float32), 1)
+    else:
+        row.times += 1
+
+
+def _combine(rows: dict[int, Row], others: Mapping[int, Row]) -> None:
+    for key, other in others.items():
+        row = rows.get(key)
+        if row is None:
+            rows[key] = other
+        else:
+            row.times += other.times

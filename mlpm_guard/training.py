@@ -1,0 +1,127 @@
+"""Streaming labelled prompts into a classifier: chunk by chunk, never all states at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from itertools import islice
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+
+from mlpm_guard.conversation import Conversation, ConversationLike, Message
+from mlpm_guard.encoders.base import Encoder, States
+from mlpm_guard.errors import DataError, InputError
+from mlpm_guard.judging import Reading, in_context
+from mlpm_guard.prototypes.classifier import content_keys
+from mlpm_guard.windows import training_pieces
+
+if TYPE_CHECKING:
+    from mlpm_guard.prototypes.statistics import Keys
+
+Label: TypeAlias = Literal[0, 1, "safe", "unsafe"] | bool
+
+_CHUNK = 512
+_WINDOWS_PER_PROMPT = 4
+_LABELS = {"safe": 0, "unsafe": 1, "0": 0, "1": 1, "false": 0, "true": 1}
+_MISSING = object()
+
+
+def parse_label(value: object) -> int:
+    """0 for safe, 1 for unsafe.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(value, str) and value.strip().lower() in _LABELS:
+        return _LABELS[value.strip().lower()]
+    if isinstance(value, (bool, int, np.bool_, np.integer)) and int(value) in (0, 1):
+        return int(value)
+    if isinstance(value, (float, np.floating)) and float(value) in (0.0, 1.0):
+        return int(value)
+    raise ValueError("a label is 0, False or 'safe', or 1, True or 'unsafe'")
+
+
+def examples(
+    prompts: Iterable[ConversationLike],
+    labels: Iterable[Label],
+    encoder: Encoder,
+    reading: Reading,
+    *,
+    progress: bool | None,
+) -> Iterator[tuple[States, list[int], Keys]]:
+    """Layer states, labels and keys of training windows, a chunk at a time.
+
+    A prompt of several windows gives up to four of them, spread evenly, each with the prompt's label.
+
+    Args:
+        prompts: conversations, any iterable.
+        labels: as many labels.
+        encoder: gives the states.
+        reading: how conversations are read.
+        progress: show a progress bar; None shows one when standard error is a terminal.
+
+    Raises:
+        DataError: a row cannot be used, or there are more prompts than labels or labels than prompts.
+    """
+    rows = _rows(prompts, labels, reading, encoder)
+    with _progress(prompts, progress) as advance:
+        while chunk := list(islice(rows, _CHUNK)):
+            pieces = [(piece, label) for of_row, label in chunk for piece in of_row]
+            states = encoder.encode([piece for piece, _ in pieces])
+            keys = content_keys([piece.key() for piece, _ in pieces])
+            yield states, [label for _, label in pieces], keys
+            advance(len(chunk))
+
+
+def _rows(
+    prompts: Iterable[ConversationLike], labels: Iterable[Label], reading: Reading, encoder: Encoder
+) -> Iterator[tuple[Sequence[Conversation], int]]:
+    if isinstance(prompts, (str, bytes)):
+        raise DataError("prompts is one text; give a list of them")
+    prompt_iterator, label_iterator = iter(prompts), iter(labels)
+    row = 0
+    while True:
+        prompt = next(prompt_iterator, _MISSING)
+        label = next(label_iterator, _MISSING)
+        if prompt is _MISSING and label is _MISSING:
+            return
+        if prompt is _MISSING or label is _MISSING:
+            fewer = "prompts" if prompt is _MISSING else "labels"
+            raise DataError(f"there are only {row} {fewer}; give one label for every prompt")
+        try:
+            yield _pieces(prompt, reading, encoder), parse_label(label)
+        except (InputError, ValueError) as error:
+            raise DataError(f"row {row}: {error}") from None
+        row += 1
+
+
+def _pieces(prompt: object, reading: Reading, encoder: Encoder) -> list[Conversation]:
+    conversation = Conversation.parse(prompt, target=reading.target)
+    index = conversation.turn_index(reading.target)
+    turn = conversation.messages[index]
+    spans = encoder.spans(turn.content)
+    context = in_context(conversation, index, len(spans), encoder, reading.window)
+    if context is not None:
+        return [context]
+    role = turn.role if turn.role == "assistant" else "user"
+    return [
+        Conversation((Message(role, turn.content[piece.start : piece.end]),))
+        for piece in training_pieces(turn.content, spans, reading.window, _WINDOWS_PER_PROMPT)
+    ]
+
+
+@contextlib.contextmanager
+def _progress(prompts: Iterable[object], shown: bool | None) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if shown is False or (shown is None and not console.is_terminal):
+        yield lambda _count: None
+        return
+    total = len(prompts) if isinstance(prompts, Sized) else None
+    columns = (TextColumn("fitting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("fit", total=total)
+        yield lambda count: bar.advance(task, count)

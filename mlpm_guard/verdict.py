@@ -1,0 +1,134 @@
+"""The one verdict that every gate, wrapper and command returns. It is data: it never holds the text, nor a hash of it.
+
+Imports pydantic only.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+Target = Literal["prompt", "response"]
+Mode = Literal["enforce", "monitor"]
+
+
+class Action(StrEnum):
+    """What a gate does. Every gate acts on this alone."""
+
+    ALLOW = "allow"
+    REVIEW = "review"
+    BLOCK = "block"
+
+
+class LayerEvidence(BaseModel):
+    """What one layer adds to the score.
+
+    Attributes:
+        layer: Hugging Face's `hidden_states` index.
+        log_odds: the layer's discriminant g_l, in nats; positive leans unsafe.
+        probability: sigmoid of `log_odds`.
+        weight: the layer's weight in the aggregation.
+        contribution: `weight * probability`, in nats. The contributions of all layers plus `Verdict.intercept` are the
+            log-odds of the score.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layer: int
+    log_odds: FiniteFloat
+    probability: float = Field(ge=0.0, le=1.0)
+    weight: FiniteFloat
+    contribution: FiniteFloat
+
+
+class WindowEvidence(BaseModel):
+    """Where in the conversation the score comes from.
+
+    Attributes:
+        view: "turn" (the judged turn alone) or "context" (the turn together with what came before it).
+        form: "raw" text, or "normalised" (look-alike and invisible characters folded).
+        kind: "whole" text, an overlapping "window" of a longer one, or a "fragment" (a sentence, or part of a very long one).
+        index: position of this piece within its view and form, from 0.
+        count: pieces of that view and form.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    view: Literal["turn", "context"]
+    form: Literal["raw", "normalised"]
+    kind: Literal["whole", "window", "fragment"]
+    index: int = Field(ge=0)
+    count: int = Field(ge=1)
+
+
+class Verdict(BaseModel):
+    """A judgement on one conversation.
+
+    Frozen and JSON-round-trippable: `Verdict.model_validate_json(v.model_dump_json()) == v`.
+
+    Attributes:
+        flagged: the judgement itself. True also when nothing could be judged (`error`).
+        score: calibrated probability that the text is unsafe, in [0, 1]; None when `error` is set.
+        threshold: `flagged` is `score >= threshold`.
+        action: what a gate does with it. "allow" in monitor mode; after an error it follows the guard's `on_error`.
+        category: likeliest category of an unsafe verdict, or None when none is confident.
+        categories: probability of every category the guard knows.
+        layers: evidence per used layer, of the worst window.
+        intercept: log-odds of the score that no layer explains, in nats; None when `error` is set.
+        novelty: how unlike the training prompts this one is, as a percentile in [0, 1]; None when not measured.
+        window: where the worst window lies; None when `error` is set.
+        windows: how many windows were judged.
+        not_judged: kinds of content parts that the guard cannot read ("image_url", "tool_calls", ...).
+        error: None, or the kind of failure ("invalid_input", "empty_input", "too_long", "encoder_error", "non_finite",
+            "timeout").
+        target: "prompt" or "response".
+        mode: "enforce" or "monitor".
+        bundle_id: which saved guard judged; None for one that was not saved.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    flagged: bool
+    score: float | None = Field(ge=0.0, le=1.0)
+    threshold: float = Field(ge=0.0, le=1.0)
+    action: Action
+    category: str | None = None
+    categories: dict[str, float] = Field(default_factory=dict)
+    layers: tuple[LayerEvidence, ...] = ()
+    intercept: FiniteFloat | None = None
+    novelty: float | None = Field(default=None, ge=0.0, le=1.0)
+    window: WindowEvidence | None = None
+    windows: int = Field(default=0, ge=0)
+    not_judged: tuple[str, ...] = ()
+    error: str | None = None
+    target: Target = "prompt"
+    mode: Mode = "enforce"
+    bundle_id: str | None = None
+
+    @model_validator(mode="after")
+    def _score_or_error(self) -> Verdict:
+        if (self.score is None) != (self.error is not None):
+            raise ValueError("a verdict has either a score or an error")
+        if self.error is not None and not self.flagged:
+            raise ValueError("a verdict with an error is always flagged")
+        return self
+
+    @property
+    def allowed(self) -> bool:
+        """Whether a gate lets the text through."""
+        return self.action is Action.ALLOW
+
+    @property
+    def blocked(self) -> bool:
+        """Whether a gate stops the text."""
+        return self.action is Action.BLOCK
+
+    @property
+    def log_odds(self) -> float | None:
+        """Log-odds of the score in nats: `intercept` plus every layer's contribution. None when `error` is set."""
+        if self.intercept is None:
+            return None
+        return math.fsum([self.intercept, *(layer.contribution for layer in self.layers)])
