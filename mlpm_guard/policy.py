@@ -17,6 +17,7 @@ from mlpm_guard.verdict import Action, LayerEvidence, Mode, Target, Verdict
 OnError: TypeAlias = Literal["block", "allow", "raise"]
 
 _log = logging.getLogger("mlpm_guard")
+_log.addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
