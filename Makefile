@@ -32,7 +32,7 @@ bench: $(STAMP)
 
 # Refit the shipped bundle from a data folder: make default-bundle MLPM_GUARD_DATA=/path/to/data
 default-bundle: $(STAMP)
-	$(BIN)/python mlpm_guard/bundles/default/fit.py
+	$(BIN)/python mlpm_guard/bundles/fit_default.py
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

@@ -73,7 +73,7 @@ class Manifest(BaseModel):
     Attributes:
         threshold: probability from which a verdict is flagged.
         window: tokens of a judging window.
-        fragment_margin: log-odds that a fragment of a longer text must have more than a whole text.
+        fragment_margin: most log-odds that are deducted from a sentence of a longer text.
         encoder: what the guard is bound to.
         examples: training windows of each class.
         notes: whatever the author wants to keep beside it (sources, licence, figures). Never prompts.

@@ -51,7 +51,9 @@ class Guard:
         on_error: what a gate does with a conversation that could not be judged: "block" it, "allow" it, or "raise" the error.
         timeout: seconds that one call may take, or None for no limit. What is not judged by then counts as an error.
         window: tokens of a judging window; None takes what suits the encoder.
-        fragment_margin: log-odds that a fragment of a longer text must have more than a whole text to be flagged.
+        fragment_margin: most log-odds that are deducted from a sentence of a longer text, in nats. Nothing is deducted in a
+            text that is calm otherwise, all of it where the other sentences are raised themselves; 0 judges every sentence like
+            a whole text.
         max_chars: longest conversation in characters; a longer one counts as an error.
         normalise: also judge disguised text in its normalised form.
 
@@ -69,7 +71,7 @@ class Guard:
         on_error: OnError = "block",
         timeout: float | None = None,
         window: int | None = None,
-        fragment_margin: float = 1.0,
+        fragment_margin: float = 3.0,
         max_chars: int = 1_000_000,
         normalise: bool = True,
     ) -> None:

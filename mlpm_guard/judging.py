@@ -22,6 +22,7 @@ from mlpm_guard.windows import cut
 
 _log = logging.getLogger("mlpm_guard")
 _UNITS_AT_ONCE = 1024
+_CALM, _RAISED = -3.5, -2.0  # log-odds: probabilities of 3 % and 12 %
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Reading:
         target: which turn is judged.
         window: tokens of a judging window.
         normalise: whether disguised text is also judged in its normalised form.
-        fragment_margin: log-odds that a fragment must have more than a whole text.
+        fragment_margin: most log-odds that are deducted from a fragment.
     """
 
     target: Target
@@ -229,13 +230,28 @@ class Judge:
                 return result  # a piece that was not judged is a conversation that was not judged
             rows.append(result)
         layer_log_odds = np.stack(rows)
-        margins = np.array(
-            [self._reading.fragment_margin if unit.where.kind == "fragment" else 0.0 for unit in plan],
-            np.float64,
-        )
-        log_odds = self._scorer.aggregate(layer_log_odds) - margins
+        log_odds = self._scorer.aggregate(layer_log_odds)
+        margins = _margins([unit.where for unit in plan], log_odds, self._reading.fragment_margin)
+        log_odds = log_odds - margins
         worst = int(log_odds.argmax())
         return Evidence(float(log_odds[worst]), layer_log_odds[worst], float(margins[worst]), plan[worst].where, len(plan))
+
+
+def _margins(where: Sequence[WindowEvidence], log_odds: Array, largest: float) -> Array:
+    """Log-odds to deduct from every piece, shape (pieces,).
+
+    Out of context, harmless sentences of a text about crime, war or medicine look worse than they are, and the more there are,
+    the worse the worst one looks. Hidden among calm text, a harmful sentence stands out. So a fragment is judged like a whole
+    text where the (lower) median of its fellows is calm, and must be clearer by up to `largest` where they are raised
+    themselves.
+    """
+    margins = np.zeros(len(where))
+    for form in ("raw", "normalised"):
+        fragments = [index for index, each in enumerate(where) if each.kind == "fragment" and each.form == form]
+        if fragments:
+            median = np.sort(log_odds[fragments])[(len(fragments) - 1) // 2]
+            margins[fragments] = largest * float(np.clip((median - _CALM) / (_RAISED - _CALM), 0.0, 1.0))
+    return margins
 
 
 def _wrapped(error: Exception) -> EncoderError:

@@ -1,7 +1,7 @@
 """Public stand-ins for tests of your own chains: no weights, no torch, no waiting.
 
-`MockGuard` is a real `Guard` whose judgement is a function of yours, so that everything around it (policies, errors, batching, async)
-is the shipped code. `MockEncoder` is an encoder whose states depend on the text alone, for tests that fit.
+`MockGuard` is a real `Guard` whose judgement is a function of yours, so that everything around it (policies, errors, batching,
+async) is the shipped code. `MockEncoder` is an encoder whose states depend on the text alone, for tests that fit.
 """
 
 from __future__ import annotations
@@ -137,13 +137,14 @@ class MockGuard(Guard):
     """A guard whose judgement is your function.
 
     Args:
-        flag: called with the text of the turn that is judged (the last user turn, or the answer): True, or a probability at or above
-            the threshold, flags it. By default nothing is flagged. May raise, to test failures.
+        flag: called with the text of the turn that is judged (the last user turn, or the answer): True, or a probability at or
+            above the threshold, flags it. By default nothing is flagged. May raise, to test failures.
         delay: seconds that a batch takes.
         options: of `Guard`: target, threshold, mode, on_error, timeout, max_chars.
 
     Attributes:
-        calls: how many texts each scorer call judged, in order: `len(guard.calls)` is the number of scorer calls. Texts are not kept.
+        calls: how many texts each scorer call judged, in order: `len(guard.calls)` is the number of scorer calls. Texts are not
+            kept.
     """
 
     def __init__(self, flag: Callable[[str], bool | float] | None = None, *, delay: float = 0.0, **options: Any) -> None:

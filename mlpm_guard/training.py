@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from mlpm_guard.windows import training_pieces
 if TYPE_CHECKING:
     from mlpm_guard.prototypes.statistics import Keys
 
-Label: TypeAlias = Literal[0, 1, "safe", "unsafe"] | bool
+Label: TypeAlias = int | bool | str
+"""0, False or "safe"; 1, True or "unsafe"."""
 
 _CHUNK = 512
 _WINDOWS_PER_PROMPT = 4

@@ -1,8 +1,8 @@
 """Cutting long text into pieces that are judged on their own, so that harmless padding cannot dilute a harmful sentence.
 
 A pooled state is an average: one harmful sentence in a hundred harmless words is lost in it. Text longer than a window is
-therefore judged in overlapping windows, and text longer than half a window also fragment by fragment: sentence by sentence, and
-a run of words without any punctuation in short overlapping spans. Works on token spans; knows no tokenizer.
+therefore judged in overlapping windows, and text longer than three quarters of one also fragment by fragment: sentence by
+sentence, and a run of words without any punctuation in short overlapping spans. Works on token spans; knows no tokenizer.
 """
 
 from __future__ import annotations
@@ -41,14 +41,16 @@ def cut(text: str, spans: Spans, window: int) -> list[Piece]:
         window: tokens of a judging window. Windows overlap by a quarter.
 
     Returns:
-        One whole piece for a text of at most half a window; for a longer one, its windows first, then its fragments.
+        One whole piece for a short text; for a longer one, its windows first, then its fragments.
     """
     count = len(spans)
     if count <= window:
         pieces = [Piece(0, len(text), "whole")]
     else:
-        pieces = [_piece(text, spans, start, start + window, "window") for start in _starts(count, window, window * 3 // 4)]
-    if count > window // 2:
+        pieces = [
+            _piece(text, spans, start, start + window, "window") for start in _starts(count, window, max(1, window * 3 // 4))
+        ]
+    if count > window * 3 // 4:
         fragments = _fragments(text, spans)
         if len(fragments) > 1:
             pieces += [_piece(text, spans, start, end, "fragment") for start, end in fragments]

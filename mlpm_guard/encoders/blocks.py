@@ -123,7 +123,8 @@ def find_core(model: nn.Module) -> nn.Module:
     """The module that runs the text blocks: the model without its head, and without a vision tower."""
     getter = getattr(model, "get_decoder", None)
     core = getter() if callable(getter) else None
-    if isinstance(core, nn.Module):
+    # What some encoders call their decoder is the projection to the vocabulary (ModernBERT); that runs no blocks.
+    if isinstance(core, nn.Module) and any(isinstance(module, nn.ModuleList) for module in core.modules()):
         return core
     base = getattr(model, "base_model", None)
     return base if isinstance(base, nn.Module) else model

@@ -6,6 +6,7 @@ tokenizer; imports no torch.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -34,6 +35,8 @@ _PROBES = (
     "def f(x):\n    return x**2",
     "HTTP 404: it's 3.14€",
 )
+_SHAPES = (("user", "assistant", "user"), ("system", "user", "assistant", "user"), ("user", "assistant", "tool", "user"))
+_LINE_ENDS = "\n\r\v\f\x85\u2028\u2029"
 _MARKER = re.compile(r"[<\[]{1,2}[^\s<>\[\]]{1,40}[>\]]{1,2}")
 _LABEL = re.compile(r"^[#\s]*([A-Za-z]{2,20}):", re.MULTILINE)
 
@@ -113,6 +116,8 @@ class PromptTokenizer:
         Raises:
             InvalidConversationError: the chat template refuses the roles.
         """
+        if not all(conversation.messages for conversation in conversations):
+            raise InvalidConversationError("a conversation needs at least one message")
         if not self.causal:
             return [self._plain_text_ids(conversation) for conversation in conversations]
         texts = [self.render(conversation) for conversation in conversations]
@@ -166,11 +171,12 @@ class PromptTokenizer:
 
         A space is put behind the first character of each: `<|im_end|>` becomes `< |im_end|>`.
         """
-        if self._marker is not None:
-            text = self._marker.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
-        if self._label is not None:
-            text = self._label.sub(lambda found: f"{found[1]} :", text)
         for attempt in range(8):
+            # Again at every attempt: taking a control token out may bring the halves of a marker together.
+            if self._marker is not None:
+                text = self._marker.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+            if self._label is not None:
+                text = self._label.sub(lambda found: f"{found[1]} :", text)
             encoding = self._backend.encode(text, add_special_tokens=False)
             hits = [i for i, token in enumerate(encoding.ids) if token in self._control]
             if not hits:
@@ -192,24 +198,28 @@ class PromptTokenizer:
             content = str(token)
             if token.special or re.fullmatch(r"[<\[].*[>\]]", content):
                 ids.add(int(token_id))
-        return frozenset(ids - {unknown})
+        # The token of unreadable characters is no control token, unless it ends texts as well (GPT-2's <|endoftext|>).
+        if unknown not in {self._tokenizer.bos_token_id, self._tokenizer.eos_token_id}:
+            ids.discard(unknown)
+        return frozenset(ids)
 
     def _template_markers(self) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
         """Patterns for what the template writes around contents and the tokenizer reads as ordinary text."""
         sentinel = "\ue000\ue001"
-        messages = [{"role": role, "content": sentinel} for role in ("user", "assistant", "user")]
-        try:
-            rendered = _plain(messages) if self._template is None else self._apply(messages)
-        except InvalidConversationError:
-            return None, None
-        literals = rendered.split(sentinel)
+        literals: list[str] = []
+        for roles in _SHAPES:
+            messages = [{"role": role, "content": sentinel} for role in roles]
+            # What a template refuses, it writes no markers for.
+            with contextlib.suppress(InvalidConversationError):
+                rendered = _plain(messages) if self._template is None else self._apply(messages)
+                literals += rendered.split(sentinel)
         markers = {marker for literal in literals for marker in _MARKER.findall(literal)}
         labels = {label for literal in literals for label in _LABEL.findall(literal)}
         marker = "|".join(re.escape(each) for each in sorted(markers, key=len, reverse=True))
         label = "|".join(re.escape(each) for each in sorted(labels, key=len, reverse=True))
         return (
             re.compile(marker, re.IGNORECASE) if marker else None,
-            re.compile(rf"(?:(?<=^)|(?<=\n))([#\s]*(?:{label})):", re.IGNORECASE) if label else None,
+            re.compile(rf"(?:(?<=^)|(?<=[{_LINE_ENDS}]))([#\s]*(?:{label})):", re.IGNORECASE) if label else None,
         )
 
 
@@ -246,6 +256,11 @@ def context_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | Non
         "camembert",
         "mpnet",
         "xlm-roberta-xl",
+        "roberta-prelayernorm",
+        "xmod",
+        "data2vec-text",
+        "ibert",
+        "longformer",
     }:
         limit -= (config.pad_token_id or 0) + 1
     declared = tokenizer.model_max_length

@@ -113,7 +113,7 @@ class TransformerEncoder:
     ) -> None:
         if pooling != "auto" and pooling not in POOLS:
             raise ConfigurationError(f"pooling={pooling!r}: choose one of auto, {', '.join(POOLS)}")
-        if layers != "all" and not (layers and all(isinstance(k, int) for k in layers)):
+        if layers != "all" and not (isinstance(layers, Sequence) and layers and all(isinstance(k, int) for k in layers)):
             raise ConfigurationError("layers: 'all' or a non-empty list of hidden_states indices")
         for name, value in (("max_tokens", max_tokens), ("batch_tokens", batch_tokens), ("window", window)):
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -153,7 +153,7 @@ class TransformerEncoder:
                 "an encoder over an already loaded model cannot be pickled or copied: create it in the other process, or build "
                 "it from a hub name or path, whose weights are loaded again there"
             )
-        return {**self.__dict__, "_lock": None, "_state": None}
+        return {**self.__dict__, "_lock": None, "_state": None, "_identity": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -289,7 +289,7 @@ class TransformerEncoder:
     def _check_layers(layers: Sequence[int] | str, depth: int) -> tuple[int, ...]:
         resolved = tuple(int(k) + depth + 1 if int(k) < 0 else int(k) for k in layers)
         bad = [k for k in resolved if not 1 <= k <= depth]
-        if bad or len(set(resolved)) != len(resolved) or list(resolved) != sorted(resolved):
+        if not resolved or bad or len(set(resolved)) != len(resolved) or list(resolved) != sorted(resolved):
             raise ConfigurationError(f"layers={list(layers)}: ascending hidden_states indices from 1 to {depth}, each once")
         return resolved
 

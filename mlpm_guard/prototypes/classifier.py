@@ -105,10 +105,13 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         states, labels, ids = self._read(X, y, keys)
         with self._lock():
-            statistics = self._statistics(states)
+            statistics = getattr(self, "statistics_", None)
+            if statistics is None:
+                statistics = PrototypeStatistics(*states.shape[1:], sample_size=self.sample_size)
+            statistics.require_known(labels, ids)
             for label in CLASSES:
                 left = statistics.count(label) - int((labels == label).sum())
-                if 0 <= left < _MIN_PROMPTS and (labels == label).any():
+                if left < _MIN_PROMPTS and (labels == label).any():
                     raise DataError(
                         f"forgetting these would leave {left} prompts of class {label}; at least {_MIN_PROMPTS} must stay"
                     )
@@ -272,6 +275,8 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not np.isin(labels, CLASSES).all():
             raise DataError("labels must be 0 or False (safe), 1 or True (unsafe)")
         ids = state_keys(states) if keys is None else np.asarray(keys).astype(np.uint64)
+        if ids.shape != labels.shape:
+            raise DataError(f"{len(states)} states but keys of shape {ids.shape}")
         return states, labels.astype(np.int64), ids
 
 

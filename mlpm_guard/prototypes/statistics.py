@@ -8,6 +8,7 @@ knows nothing of text: prompts are known by 64-bit keys.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -22,7 +23,6 @@ States = npt.NDArray[np.floating]
 
 CLASSES = (0, 1)
 """0 is safe, 1 is unsafe."""
-_PRUNE_SLACK = 128
 
 
 @dataclass
@@ -173,7 +173,7 @@ class PrototypeStatistics:
             DataError: wrong shapes.
             NonFiniteError: a state is NaN or infinite.
         """
-        self._check(states, labels, keys)
+        states = self._check(states, labels, keys)
         for label, statistics in self.classes.items():
             chosen = np.flatnonzero(labels == label)
             if not len(chosen):
@@ -193,16 +193,18 @@ class PrototypeStatistics:
 
         Raises:
             UnknownPromptError: a prompt was not learned under that label (as often); nothing has changed then.
+            DataError: prompts of a class would be left, but none of its sample; nothing has changed then.
         """
-        self._check(states, labels, keys)
-        unknown = self._unknown(labels, keys)
-        if unknown:
-            shown = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
-            raise UnknownPromptError(
-                f"{len(unknown)} of {len(labels)} prompts were never learned under that label (at positions {shown}); "
-                "nothing was forgotten",
-                unknown,
-            )
+        states = self._check(states, labels, keys)
+        self.require_known(labels, keys)
+        for label, statistics in self.classes.items():
+            going = Counter(keys[labels == label].tolist())
+            left = statistics.count - going.total()
+            if not statistics.complete and left and all(row.times <= going[key] for key, row in statistics.rows.items()):
+                raise DataError(
+                    f"forgetting these would leave {left} prompts of class {label}, but none of the sample whose states are "
+                    "kept; nothing was forgotten. Fit again without them."
+                )
         for label, statistics in self.classes.items():
             chosen = np.flatnonzero(labels == label)
             if not len(chosen):
@@ -244,25 +246,40 @@ class PrototypeStatistics:
             result.scatter = added.scatter if result.scatter is None else result.scatter + added.scatter
         return result
 
-    def _unknown(self, labels: npt.NDArray[np.int64], keys: Keys) -> list[int]:
+    def require_known(self, labels: npt.NDArray[np.int64], keys: Keys) -> None:
+        """Check that all of these prompts were learned, as often as they are given.
+
+        Raises:
+            UnknownPromptError: some were not.
+        """
         asked: dict[tuple[int, int], int] = {}
         unknown = []
         for index, (label, key) in enumerate(zip(labels.tolist(), keys.tolist(), strict=True)):
             asked[label, key] = asked.get((label, key), 0) + 1
             if asked[label, key] > self.classes[label].times(key):
                 unknown.append(index)
-        return unknown
+        if unknown:
+            shown = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
+            raise UnknownPromptError(
+                f"{len(unknown)} of {len(labels)} prompts were never learned under that label (at positions {shown}); "
+                "nothing was forgotten",
+                unknown,
+            )
 
-    def _check(self, states: States, labels: npt.NDArray[np.int64], keys: Keys) -> None:
+    def _check(self, states: States, labels: npt.NDArray[np.int64], keys: Keys) -> npt.NDArray[np.float32]:
         if states.ndim != 3 or states.shape[1:] != (self.layers, self.dim):
             raise DataError(f"states have shape {states.shape}; expected (n, {self.layers}, {self.dim})")
         if labels.shape != (len(states),) or keys.shape != (len(states),):
             raise DataError(f"{len(states)} states, {labels.shape} labels and {keys.shape} keys do not match")
         if not np.isin(labels, CLASSES).all():
             raise DataError("labels must be 0 (safe) or 1 (unsafe)")
+        # Kept rows are float32; sums of anything finer would not agree with them.
+        with np.errstate(over="ignore"):
+            states = np.asarray(states, np.float32)
         if not np.isfinite(states).all():
             bad = np.flatnonzero(~np.isfinite(states).all(axis=(1, 2)))
             raise NonFiniteError(f"{len(bad)} of {len(states)} states are NaN or infinite (first at position {bad[0]})")
+        return states
 
     # -- the shared scatter -------------------------------------------------------------------------------------------------
 
@@ -295,8 +312,7 @@ class PrototypeStatistics:
         for index, key in enumerate(keys.tolist()):
             if limit is None or key <= limit:
                 _remember(statistics.rows, key, states[index])
-        if len(statistics.rows) > self.sample_size + _PRUNE_SLACK or limit is not None:
-            statistics.prune(self.sample_size)
+        statistics.prune(self.sample_size)
 
     def _shift(self, statistics: ClassStatistics, count: int, mean: Array) -> None:
         """Merge `count` prompts of that mean into a class, whose own scatter has been added already."""
@@ -373,11 +389,15 @@ class PrototypeStatistics:
             if "scatter" in tensors:
                 packed = np.asarray(tensors["scatter"], np.float64)
                 upper = np.triu_indices(dim)
+                if packed.shape != (layers, len(upper[0])) or not np.isfinite(packed).all():
+                    raise ValueError(f"the scatter has shape {packed.shape} or is not finite")
                 result.scatter = np.zeros((layers, dim, dim))
                 for layer in range(layers):
                     result.scatter[layer][upper] = packed[layer]
                     result.scatter[layer] += np.triu(result.scatter[layer], 1).T
-        except (KeyError, ValueError, IndexError) as error:
+            elif not all(statistics.complete for statistics in result.classes.values()):
+                raise ValueError("the scatter is missing")
+        except (KeyError, ValueError, IndexError, TypeError) as error:
             raise BundleCorruptError(f"the statistics do not fit together ({type(error).__name__}: {error})") from error
         return result
 
@@ -392,11 +412,15 @@ def _read_class(tensors: Mapping[str, npt.NDArray[np.generic]], label: int, laye
         rows = np.asarray(tensors[f"{label}.sample"], np.float32) * np.asarray(tensors[f"{label}.scale"], np.float32)
     if rows.shape != (len(keys), layers, dim) or not np.isfinite(rows).all():
         raise ValueError(f"rows of class {label} have shape {rows.shape} or are not finite")
+    if len(set(keys)) != len(keys) or any(n < 1 for n in times):
+        raise ValueError(f"keys of class {label} repeat, or were learned less than once")
     result = ClassStatistics(
         {key: Row(row.copy(), n) for key, n, row in zip(keys, times, rows, strict=True)}, complete=complete
     )
     if not complete:
         result.mean = np.asarray(tensors[f"{label}.mean"], np.float64).reshape(layers, dim).copy()
+        if not np.isfinite(result.mean).all():
+            raise ValueError(f"the mean of class {label} is not finite")
         result.ledger = KeyLedger(np.asarray(tensors[f"{label}.ledger"], np.uint64))
         result.count = len(result.ledger)
     return result

@@ -1,0 +1,148 @@
+"""Fits the default bundle: the recipe of the guard that ships, from labelled public prompts to `default/`.
+
+    python mlpm_guard/bundles/fit_default.py DATA_FOLDER
+
+DATA_FOLDER (or MLPM_GUARD_DATA) has a folder `train` with one gzip JSON Lines file a source: `id`, `text`, `label` (1 unsafe),
+`source_category`. Uses public API only. Deterministic: rows are drawn by a seeded hash of their ids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mlpm_guard import Guard
+
+SEED = 0
+ROWS_PER_SOURCE = 1300
+SAMPLE_SIZE = 400
+
+# Fewer rows of sources whose texts are cut from one pattern, or whose label is not about a harmful request.
+ROWS_OF = {
+    # Attacks on the instructions rather than harmful requests; many carry no harmful payload.
+    "cyberseceval_prompt_injection": 100,
+    "deepset_prompt_injections": 100,
+    "inthewild_jailbreak": 100,
+    # Many rows from few templates.
+    "latent_jailbreak": 50,
+    "sap200": 300,
+    "cyberseceval_interpreter": 200,
+    "cyberseceval_mitre": 400,
+    "gsm8k": 500,
+    "bbq_sample": 500,
+}
+
+# Scenarios whose questions most policies answer.
+DROPPED_CATEGORIES = {
+    "forbidden_questions": {
+        "Political Lobbying",
+        "Legal Opinion",
+        "Financial Advice",
+        "Health Consultation",
+        "Gov Decision",
+    },
+}
+
+# The threshold flags this share of held-out everyday questions, none of which was trained on.
+EVERYDAY = ("clinc150", "banking77", "nq_open")
+EVERYDAY_FLAGGED = 0.01
+
+
+@dataclass(frozen=True)
+class Row:
+    """One labelled prompt."""
+
+    source: str
+    text: str
+    label: int
+
+
+def id_stem(source: str, row_id: str) -> str:
+    """What translations of one prompt share."""
+    return row_id.rsplit("-", 1)[0] if source in {"multijail", "xquad_questions"} else row_id
+
+
+def held_out(source: str, row_id: str) -> bool:
+    """Whether a row is kept for measuring."""
+    return int(hashlib.sha1(id_stem(source, row_id).encode()).hexdigest(), 16) % 10 == 0  # noqa: S324
+
+
+def read(path: Path) -> Iterator[dict[str, object]]:
+    """Rows of one source."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def training_rows(folder: Path) -> list[Row]:
+    """Rows to learn from, in a fixed order."""
+    rows: list[Row] = []
+    for path in sorted(folder.glob("*.jsonl.gz")):
+        source = path.name.removesuffix(".jsonl.gz")
+        dropped = DROPPED_CATEGORIES.get(source, set())
+        usable = [
+            row for row in read(path) if not held_out(source, str(row["id"])) and row.get("source_category") not in dropped
+        ]
+        usable.sort(key=lambda row: hashlib.sha256(f"{SEED}|{row['id']}".encode()).digest())
+        chosen = usable[: ROWS_OF.get(source, ROWS_PER_SOURCE)]
+        rows += [Row(source, str(row["text"]), int(str(row["label"]))) for row in chosen if str(row["text"]).strip()]
+    rows.sort(key=lambda row: hashlib.sha256(f"{SEED}|{row.source}|{row.text}".encode()).digest())
+    return rows
+
+
+def everyday_rows(folder: Path) -> list[str]:
+    """Held-out harmless everyday questions."""
+    return [
+        str(row["text"])
+        for source in EVERYDAY
+        for row in read(folder / f"{source}.jsonl.gz")
+        if held_out(source, str(row["id"]))
+    ]
+
+
+def fit(data: Path, out: Path) -> Guard:
+    """Fit, set the threshold, save."""
+    rows = training_rows(data / "train")
+    guard = Guard().fit([row.text for row in rows], [row.label for row in rows], sample_size=SAMPLE_SIZE)
+    scores = np.array([verdict.score for verdict in guard.check_batch(everyday_rows(data / "train"))])
+    guard.threshold = round(float(np.quantile(scores, 1.0 - EVERYDAY_FLAGGED)), 3)
+    sources = {source: sum(row.source == source for row in rows) for source in sorted({row.source for row in rows})}
+    guard.save_pretrained(
+        out,
+        notes={
+            "description": "Default prompt guard on all-MiniLM-L6-v2, fitted on public research data.",
+            "license": "Apache-2.0",
+            "seed": SEED,
+            "prompts": {"safe": sum(row.label == 0 for row in rows), "unsafe": sum(row.label == 1 for row in rows)},
+            "prompts_per_source": sources,
+            "threshold_rule": f"flags {EVERYDAY_FLAGGED:.0%} of held-out rows of {', '.join(EVERYDAY)}",
+        },
+    )
+    return guard
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="?", type=Path, default=os.environ.get("MLPM_GUARD_DATA"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "default")
+    options = parser.parse_args()
+    if options.data is None:
+        sys.exit("no data folder: give it as an argument, or set MLPM_GUARD_DATA")
+    if not (Path(options.data) / "train").is_dir():
+        sys.exit(f"{options.data} has no folder named train")
+    guard = fit(Path(options.data), options.out)
+    print(f"saved {guard.bundle_id} to {options.out}, threshold {guard.threshold}")
+
+
+if __name__ == "__main__":
+    main()

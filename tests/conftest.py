@@ -1,0 +1,39 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mlpm_guard import Guard
+from mlpm_guard.testing import MockEncoder
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+SAFE = [f"please tell me about topic number {i}" for i in range(30)]
+UNSAFE = [f"this is an unsafe request number {i}" for i in range(30)]
+
+
+@pytest.fixture
+def mock_guard() -> Guard:
+    """A real guard, really fitted, on an encoder without weights."""
+    return Guard(MockEncoder()).fit(SAFE + UNSAFE, [0] * 30 + [1] * 30, progress=False)
+
+
+@pytest.fixture(scope="session")
+def default_guard() -> Guard:
+    """The guard that ships, on its real weights."""
+    return Guard.from_pretrained().load()
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of labelled prompts; tests that need it skip without it."""
+    folder = os.environ.get("MLPM_GUARD_DATA")
+    if not folder:
+        pytest.skip("needs labelled prompts: set MLPM_GUARD_DATA to the data folder")
+    if not (Path(folder) / "eval").is_dir():
+        pytest.skip("MLPM_GUARD_DATA has no folder named eval")
+    return Path(folder)
