@@ -67,6 +67,9 @@ class _Commands(TyperGroup):
             # What is still buffered would fail again, with a traceback, when the interpreter ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(_ERROR) from None
+        except SystemExit:
+            # rich leaves with 1 when a pipe is closed; from `check` that would read as "flagged".
+            raise typer.Exit(_ERROR) from None
         except OSError as error:
             where = f": {error.filename}" if error.filename else ""
             _fail(f"{error.strerror or type(error).__name__}{where}")
@@ -152,8 +155,8 @@ def score(
 ) -> None:
     """Score a file. Run the same command again to continue one that was interrupted.
 
-    A malformed row stops the run and names its line; what was scored stays in OUT.partial. After correcting the file, start over
-    with --restart. A text that cannot be judged (empty, too long) gives a row with an error and stops nothing.
+    A malformed row stops the run and names its line; what was scored stays in OUT.partial. After correcting the file, start
+    over with --restart. A text that cannot be judged (empty, too long) gives a row with an error and stops nothing.
     """
     from mlpm_guard.datafiles import DataFile
     from mlpm_guard.scoring import FileScorer

@@ -234,7 +234,7 @@ class Guard:
                 learned = classifier.statistics_
                 settings = bundles.ClassifierSettings(
                     C=classifier.C,
-                    sample_size=classifier.sample_size,
+                    sample_size=learned.saved_sample_size if statistics else classifier.sample_size,
                     folds=classifier.folds,
                     layers=learned.layers,
                     dim=learned.dim,
@@ -326,7 +326,7 @@ class Guard:
         labels: Iterable[Label],
         *,
         C: float = 1.0,
-        sample_size: int = 512,
+        sample_size: int = 1024,
         folds: int = 5,
         progress: bool | None = None,
     ) -> Self:

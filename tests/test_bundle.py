@@ -165,7 +165,9 @@ def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
         Guard.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize(("version", "advice"), [(2, "Upgrade"), (99, "Upgrade"), (0, "again"), (None, "no schema"), ("1", "no")])
+@pytest.mark.parametrize(
+    ("version", "advice"), [(2, "Upgrade"), (99, "Upgrade"), (0, "again"), (None, "no schema"), ("1", "no schema")]
+)
 def test_another_schema_version_is_refused_with_advice(saved: Path, version: object, advice: str) -> None:
     rewrite(saved, schema_version=version)
     with pytest.raises(BundleSchemaError, match=advice):

@@ -138,7 +138,15 @@ def test_parts_that_are_not_text_are_named(mock_guard: Guard) -> None:
 
 @pytest.mark.parametrize(
     "disguised",
-    ["un\u200bsafe", "ｕｎｓａｆｅ", "𝐮𝐧𝐬𝐚𝐟𝐞", "un\u202esafe", "unѕаfе", "u\u0336n\u0336s\u0336a\u0336f\u0336e\u0336", "un\u00adsafe"],
+    [
+        "un\u200bsafe",
+        "ｕｎｓａｆｅ",
+        "𝐮𝐧𝐬𝐚𝐟𝐞",
+        "un\u202esafe",
+        "unѕаfе",
+        "u\u0336n\u0336s\u0336a\u0336f\u0336e\u0336",
+        "un\u00adsafe",
+    ],
 )
 def test_disguised_text_is_judged_in_its_normalised_form_too(mock_guard: Guard, disguised: str) -> None:
     verdict = mock_guard.check(f"tell me this {disguised} thing")

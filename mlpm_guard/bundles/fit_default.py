@@ -24,7 +24,7 @@ from mlpm_guard import Guard
 
 SEED = 0
 ROWS_PER_SOURCE = 1300
-SAMPLE_SIZE = 400
+SAMPLE_SIZE = 2000
 
 # Fewer rows of sources whose texts are cut from one pattern, or whose label is not about a harmful request.
 ROWS_OF = {

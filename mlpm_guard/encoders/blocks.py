@@ -166,6 +166,21 @@ def _hidden(output: Any) -> Tensor:
     return first
 
 
+class _Hook:
+    """Reads the state of one block. A class rather than a closure, so that hooked models can still be pickled."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+
+    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        # A compiled graph cannot read context variables; a probe is inert there.
+        if torch.compiler.is_compiling():
+            return
+        capture = _active.get()
+        if capture is not None:
+            capture.read(self._index, _hidden(output))
+
+
 class Probe:
     """Hooks on one model's blocks.
 
@@ -180,8 +195,8 @@ class Probe:
         self.depth = count
         for index, block in enumerate(find_blocks(core, count, name), start=1):
             if index < count:
-                block.register_forward_hook(self._hook(index))
-        core.register_forward_hook(self._hook(count))
+                block.register_forward_hook(_Hook(index))
+        core.register_forward_hook(_Hook(count))
 
     @classmethod
     def of(cls, core: nn.Module, count: int, name: str) -> Probe:
@@ -191,18 +206,6 @@ class Probe:
             if probe is None:
                 probe = cls._installed[core] = cls(core, count, name)
             return probe
-
-    @staticmethod
-    def _hook(index: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            # A compiled graph cannot read context variables; a probe is inert there.
-            if torch.compiler.is_compiling():
-                return
-            capture = _active.get()
-            if capture is not None:
-                capture.read(index, _hidden(output))
-
-        return hook
 
     @contextlib.contextmanager
     def capture(self, wanted: frozenset[int], pool: Pool, *, stop: bool = False) -> Iterator[Capture]:

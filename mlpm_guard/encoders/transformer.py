@@ -24,6 +24,7 @@ from mlpm_guard.errors import (
     EncoderError,
     EncoderLoadError,
     InputTooLongError,
+    InvalidConversationError,
     MlpmGuardError,
     UnsupportedArchitectureError,
 )
@@ -232,6 +233,8 @@ class TransformerEncoder:
             InputTooLongError: one is longer than `max_tokens`.
             EncoderError: the model failed.
         """
+        if isinstance(conversations, (str, bytes)):
+            raise InvalidConversationError("encode takes a list of conversations; put the text in a list")
         state = self._ready()
         wanted = self.layers if layers is None else self._check_layers(layers, state.depth)
         parsed = [Conversation.parse(each) for each in conversations]
@@ -381,6 +384,8 @@ def _fingerprint(core: nn.Module) -> str:
     """SHA-256 over names, shapes, types and values; of a large tensor, evenly spaced values and the last."""
     digest = hashlib.sha256()
     for name, tensor in sorted(core.state_dict().items()):
+        if name.startswith("pooler."):
+            continue  # behind the last block, and not part of every loading class
         digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}".encode())
         if tensor.is_meta:
             raise EncoderError(f"weight {name} is not loaded (offloaded or meta); load the model fully")

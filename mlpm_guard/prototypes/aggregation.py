@@ -1,4 +1,4 @@
-"""The sparse aggregation of layer scores: L1-regularised logistic regression on the layers' probabilities."""
+"""The sparse aggregation of layer scores: recalibration, then an L1-regularised logistic regression on probabilities."""
 
 from __future__ import annotations
 
@@ -9,6 +9,39 @@ import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 
 from mlpm_guard.prototypes.scorer import Array, sigmoid
+
+_NEGLIGIBLE = 1e-6
+_LEAST_SEPARATION = 1e-3
+
+
+def recalibrate(log_odds: Array, labels: npt.NDArray[np.int64], times: Array) -> tuple[Array, Array]:
+    """Scale and offset of every layer's log-odds that make them true to prompts they have not seen.
+
+    The ridge that makes a discriminant usable also sets the size of its log-odds: far too large after a fit on few prompts, too
+    small after one on many. Out-of-fold scores of the two classes are taken for Gaussian with one variance v and means m_0,
+    m_1; the log-odds of such a score g are (m_1 - m_0) / v * (g - (m_0 + m_1) / 2).
+
+    Args:
+        log_odds: out-of-fold layer log-odds, shape (n, layers).
+        labels: 0 or 1, shape (n,).
+        times: how often each prompt was learned, shape (n,).
+
+    Returns:
+        Scales and offsets, each of shape (layers,).
+    """
+    means = np.stack([np.average(log_odds[labels == c], axis=0, weights=times[labels == c]) for c in (0, 1)])
+    spread = [np.average((log_odds[labels == c] - means[c]) ** 2, axis=0, weights=times[labels == c]) for c in (0, 1)]
+    variance = np.maximum(0.5 * (spread[0] + spread[1]), np.finfo(np.float64).tiny)
+    deviation = np.sqrt(variance)
+    # A layer that does not separate prompts it has not seen keeps a sliver of weight; the regression decides about it.
+    separation = np.maximum((means[1] - means[0]) / deviation, _LEAST_SEPARATION)
+    usable = deviation > 1e-12 * np.maximum(np.abs(means).max(axis=0), 1e-12)
+    return np.where(usable, separation / deviation, 1.0), np.where(usable, means.mean(axis=0), 0.0)
+
+
+def reference_scale(layers: int) -> tuple[Array, Array]:
+    """Scales and offsets that leave the log-odds as they are."""
+    return np.ones(layers), np.zeros(layers)
 
 
 def fit_layer_weights(
@@ -35,6 +68,7 @@ def fit_layer_weights(
     for label in (0, 1):
         importance[labels == label] *= 0.5 * sum(counts) / importance[labels == label].sum()
     weights, intercept = _regress(features, labels, importance, C)
+    weights[np.abs(weights) < _NEGLIGIBLE * np.abs(weights).max()] = 0.0
     if not weights.any():
         # Nothing survived the penalty: too few prompts, or layers that tell nothing. All layers then count alike.
         shared, intercept = _regress(features.mean(axis=1, keepdims=True), labels, importance, 1e6)

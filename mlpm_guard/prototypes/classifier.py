@@ -64,7 +64,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     statistics_: PrototypeStatistics
     fitted_: Fitted
 
-    def __init__(self, *, C: float = 1.0, sample_size: int = 512, folds: int = 5) -> None:
+    def __init__(self, *, C: float = 1.0, sample_size: int = 1024, folds: int = 5) -> None:
         self.C = C
         self.sample_size = sample_size
         self.folds = folds
@@ -138,7 +138,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             DataError: a class has fewer than two prompts, or the states do not vary.
         """
-        from mlpm_guard.prototypes.aggregation import fit_layer_weights
+        from mlpm_guard.prototypes.aggregation import fit_layer_weights, recalibrate, reference_scale
 
         self._check_options()
         with self._lock():
@@ -149,10 +149,21 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 if (count := statistics.count(label)) < _MIN_PROMPTS:
                     raise DataError(f"{count} {name} prompts; at least {_MIN_PROMPTS} are needed of either class")
             discriminants = fit_discriminants(statistics)
-            log_odds, labels, times = out_of_fold_log_odds(statistics, self._usable_folds(statistics))
-            weights, intercept = fit_layer_weights(log_odds, labels, times, self.C, [statistics.count(c) for c in CLASSES])
+            folds = self._usable_folds(statistics)
+            log_odds, labels, times = out_of_fold_log_odds(statistics, folds)
+            scales, offsets = recalibrate(log_odds, labels, times) if folds else reference_scale(statistics.layers)
+            counts = [statistics.count(label) for label in CLASSES]
+            weights, intercept = fit_layer_weights(scales * (log_odds - offsets), labels, times, self.C, counts)
             used = np.flatnonzero(weights)
-            scorer = LayerScorer(used, discriminants.weights[used], discriminants.biases[used], weights[used], intercept)
+            if not len(used):
+                raise DataError("the layer states of the training prompts do not tell the labels apart")
+            scorer = LayerScorer(
+                positions=used,
+                weights=discriminants.weights[used] * scales[used, None],
+                biases=(discriminants.biases[used] - offsets[used]) * scales[used],
+                layer_weights=weights[used],
+                intercept=intercept,
+            )
             self.fitted_ = Fitted(scorer, weights, discriminants.weights, discriminants.biases)
         return self
 
@@ -241,9 +252,10 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return hasattr(self, "statistics_") and all(self.statistics_.count(c) >= _MIN_PROMPTS for c in CLASSES)
 
     def _usable_folds(self, statistics: PrototypeStatistics) -> int:
-        # A fold that leaves a class with too few rows would score noise; small sets use the discriminants' own scores.
+        # Every fold must leave a class two prompts to learn from.
         smallest = min(len(statistics.classes[label].rows) for label in CLASSES)
-        return self.folds if self.folds >= 2 and smallest >= 2 * self.folds else 0
+        folds = min(self.folds, smallest)
+        return folds if folds >= 2 and smallest >= 3 else 0
 
     def _statistics(self, states: npt.NDArray[np.floating]) -> PrototypeStatistics:
         if not hasattr(self, "statistics_"):

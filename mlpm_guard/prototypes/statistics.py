@@ -23,6 +23,8 @@ States = npt.NDArray[np.floating]
 
 CLASSES = (0, 1)
 """0 is safe, 1 is unsafe."""
+_SAVED_SAMPLE_BYTES = 3_750_000
+_LEAST_SAVED = 256
 
 
 @dataclass
@@ -220,19 +222,19 @@ class PrototypeStatistics:
                 statistics.ledger.remove(int(key) for key in keys[chosen])
 
     def merge(self, other: PrototypeStatistics) -> PrototypeStatistics:
-        """Statistics of both together, as if one had learned all prompts. Neither is changed.
+        """Statistics of both together, as if one had learned all prompts; the smaller sample size holds. Neither is changed.
 
         Raises:
-            DataError: shapes or sample sizes differ.
+            DataError: shapes differ.
         """
-        mine = (self.layers, self.dim, self.sample_size)
-        theirs = (other.layers, other.dim, other.sample_size)
+        mine, theirs = (self.layers, self.dim), (other.layers, other.dim)
         if mine != theirs:
-            raise DataError(f"cannot merge statistics of (layers, dim, sample size) {mine} and {theirs}")
+            raise DataError(f"cannot merge statistics of (layers, dim) {mine} and {theirs}")
         result, added = copy.deepcopy(self), copy.deepcopy(other)
+        result.sample_size = added.sample_size = min(self.sample_size, other.sample_size)
         for label in CLASSES:
             one, two = result.classes[label], added.classes[label]
-            if one.complete and two.complete and len(one.rows.keys() | two.rows.keys()) <= self.capacity:
+            if one.complete and two.complete and len(one.rows.keys() | two.rows.keys()) <= result.capacity:
                 _combine(one.rows, two.rows)
                 continue
             for owner, statistics in ((result, one), (added, two)):
@@ -240,7 +242,7 @@ class PrototypeStatistics:
                     owner._condense(statistics)
             result._shift(one, two.count, added.means(label))
             _combine(one.rows, two.rows)
-            one.prune(self.sample_size)
+            one.prune(result.sample_size)
             one.ledger.add(two.ledger.keys())
         if added.scatter is not None:
             result.scatter = added.scatter if result.scatter is None else result.scatter + added.scatter
@@ -350,11 +352,22 @@ class PrototypeStatistics:
 
     # -- tensors ------------------------------------------------------------------------------------------------------------
 
+    @property
+    def saved_sample_size(self) -> int:
+        """Sampled prompts per class that are saved: fewer than are used for a fit, so that a bundle stays small.
+
+        The smaller sample is what the larger one would have been with that size, since both keep the smallest keys.
+        """
+        fitting = _SAVED_SAMPLE_BYTES // (self.layers * self.dim * np.dtype(np.float16).itemsize)
+        return min(self.sample_size, max(_LEAST_SAVED, fitting))
+
     def to_tensors(self) -> dict[str, npt.NDArray[np.generic]]:
-        """Arrays to save. The shared scatter is stored as its upper triangle in float32, sampled rows in float16."""
+        """Arrays to save: the shared scatter as its upper triangle in float32, `saved_sample_size` sampled rows in float16."""
         tensors: dict[str, npt.NDArray[np.generic]] = {}
         for label, statistics in self.classes.items():
             keys = statistics.sorted_keys()
+            if not statistics.complete:
+                keys = keys[: self.saved_sample_size]
             rows = np.array([statistics.rows[key].states for key in keys], np.float32)
             rows = rows.reshape(-1, self.layers, self.dim)
             tensors[f"{label}.keys"] = np.array(keys, np.uint64)
