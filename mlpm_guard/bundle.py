@@ -21,10 +21,11 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from mlpm_guard import __version__
-from mlpm_guard.encoders.base import EncoderIdentity
+from mlpm_guard.encoders.base import Encoder, EncoderIdentity
 from mlpm_guard.errors import (
     BundleCorruptError,
     BundleError,
+    BundleMismatchError,
     BundleNotFoundError,
     BundleSaveError,
     BundleSchemaError,
@@ -125,6 +126,32 @@ class Bundle:
                 self.path,
             )
         return _read_tensors(self.path, STATISTICS, self.manifest)
+
+    def encoder(self, device: str = "auto") -> Encoder:
+        """The encoder that the bundle names, not loaded yet.
+
+        Raises:
+            BundleMismatchError: the guard was fitted on a model that was passed in loaded and has no name.
+        """
+        from mlpm_guard.encoders.embedded import MODEL, REVISION, EmbeddedEncoder
+        from mlpm_guard.encoders.transformer import TransformerEncoder
+
+        identity = self.manifest.encoder
+        options: dict[str, Any] = {
+            "pooling": identity.pooling,
+            "layers": identity.layers,
+            "dtype": identity.dtype,
+            "device": device,
+        }
+        if (identity.model, identity.revision) == (MODEL, REVISION):
+            return EmbeddedEncoder(**options)
+        if identity.model is None:
+            raise BundleMismatchError(
+                f"the guard {self.bundle_id} was fitted on a model that was passed in loaded ({identity.architecture}); pass "
+                "it again: Guard.from_pretrained(path, encoder=TransformerEncoder(model, tokenizer))",
+                self.path,
+            )
+        return TransformerEncoder(identity.model, revision=identity.revision, **options)
 
 
 def resolve(name_or_path: str | Path) -> tuple[str, Path]:

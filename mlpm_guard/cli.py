@@ -147,7 +147,9 @@ def check(
 @app.command()
 def score(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL, CSV (each also .gz) or Parquet, of any size.")],
-    out: Annotated[Path, typer.Option("--out", help="Where the scores go, as JSONL.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where the scores go, as JSONL; by default FILE.scores.jsonl.")
+    ] = None,
     bundle: _Bundle = "default",
     text_column: _TextColumn = None,
     threshold: _Threshold = None,
@@ -162,6 +164,7 @@ def score(
     from mlpm_guard.scoring import FileScorer
 
     data = DataFile(file, text_column=text_column, ignore_label=True)
+    out = file.with_name(f"{file.name}.scores.jsonl") if out is None else out
     scorer = FileScorer(_load_guard(bundle, threshold), data, out, restart=restart)
     try:
         with _progress("scoring", [data]) as advance:
@@ -177,8 +180,10 @@ def score(
 @app.command()
 def fit(
     files: _Data,
-    encoder: Annotated[str, typer.Option("--encoder", help='"embedded", or a Hugging Face model\'s name or folder.')],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the guard. A guard that is there is replaced.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the guard. A guard that is there is replaced.")],
+    encoder: Annotated[
+        str, typer.Option("--encoder", help='"embedded", or a Hugging Face model\'s name or folder.')
+    ] = "embedded",
     text_column: _TextColumn = None,
     label_column: _LabelColumn = None,
     threshold: Annotated[float, typer.Option("--threshold", help="Flag from this probability on, 0 to 1.")] = 0.5,

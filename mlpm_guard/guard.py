@@ -6,13 +6,13 @@ import asyncio
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
 from mlpm_guard.batching import MicroBatcher
 from mlpm_guard.conversation import Conversation, ConversationLike
-from mlpm_guard.encoders.base import Encoder
+from mlpm_guard.encoders.base import Encoder, is_encoder
 from mlpm_guard.errors import (
     BundleMismatchError,
     ConfigurationError,
@@ -35,6 +35,13 @@ if TYPE_CHECKING:
     from mlpm_guard.training import Label
 
 _SLICE = 512
+
+
+class _Model(NamedTuple):
+    """What a guard judges with, replaced as a whole: threads see either the old or the new, and never wait for a fit."""
+
+    scorer: LayerScorer
+    bundle: Bundle | None
 
 
 class Guard:
@@ -90,7 +97,7 @@ class Guard:
             from mlpm_guard.encoders.embedded import EmbeddedEncoder
 
             encoder = EmbeddedEncoder()
-        if not isinstance(encoder, Encoder):
+        if not is_encoder(encoder):
             raise ConfigurationError(
                 f"encoder is {type(encoder).__name__}: pass a TransformerEncoder, or anything with the members of "
                 "mlpm_guard.Encoder. A saved guard is loaded with Guard.from_pretrained(path)."
@@ -105,9 +112,8 @@ class Guard:
         self._window = window
         self._normalise = bool(normalise)
         self._fragment_margin = float(fragment_margin)
-        self._scorer: LayerScorer | None = None
+        self._model: _Model | None = None
         self._classifier: PrototypeClassifier | None = None
-        self._bundle: Bundle | None = None
         self._checked = True
         self._start()
 
@@ -170,7 +176,7 @@ class Guard:
         bundle = bundles.load(name_or_path)
         manifest = bundle.manifest
         guard = cls(
-            encoder if encoder is not None else _encoder_of(bundle, device),
+            encoder if encoder is not None else bundle.encoder(device),
             target=manifest.target,
             threshold=manifest.threshold if threshold is None else threshold,
             mode=mode,
@@ -181,8 +187,7 @@ class Guard:
             max_chars=max_chars,
             normalise=normalise,
         )
-        guard._bundle = bundle
-        guard._scorer = bundle.scorer
+        guard._model = _Model(bundle.scorer, bundle)
         guard._checked = False
         if encoder is not None:
             guard.load()
@@ -262,8 +267,9 @@ class Guard:
                     "notes": kept if notes is None else dict(notes),
                 }
             )
-            self._bundle = bundles.save(path, manifest, scorer, tensors)
-            return self._bundle.path
+            saved = bundles.save(path, manifest, scorer, tensors)
+            self._model = _Model(scorer, saved)
+            return saved.path
 
     # -- judging ------------------------------------------------------------------------------------------------------------
 
@@ -361,7 +367,7 @@ class Guard:
             BundleError: the guard was saved without statistics.
         """
         with self._lock:
-            if self._scorer is None:
+            if self._model is None:
                 return self.fit(prompts, labels, progress=progress)
             classifier = self._copy_of_trainable()
             self._learn(classifier, prompts, labels, progress)
@@ -393,6 +399,10 @@ class Guard:
         return self
 
     # -- state --------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _bundle(self) -> Bundle | None:
+        return None if self._model is None else self._model.bundle
 
     @property
     def encoder(self) -> Encoder:
@@ -522,7 +532,7 @@ class Guard:
         return verdict
 
     def _is_ready(self) -> bool:
-        return self._checked and self._scorer is not None
+        return self._checked and self._model is not None
 
     def _prepare(self) -> None:
         """What is wrong with the guard itself, not with a conversation, is raised whatever `on_error` says."""
@@ -531,14 +541,16 @@ class Guard:
             self.load()
 
     def _fitted(self) -> LayerScorer:
-        if self._scorer is None:
+        return self._known().scorer
+
+    def _known(self) -> _Model:
+        if self._model is None:
             raise NotFittedError("this guard knows no prototypes yet: call fit(prompts, labels), or Guard.from_pretrained()")
-        return self._scorer
+        return self._model
 
     def _policy(self) -> Policy:
         """A snapshot of everything that a verdict depends on, so that a refit on another thread cannot mix two guards."""
-        with self._lock:
-            scorer, bundle = self._fitted(), self._bundle
+        scorer, bundle = self._known()
         known = bundle.manifest.encoder.layers if bundle is not None else self._encoder.layers
         return Policy(
             scorer=scorer,
@@ -572,8 +584,7 @@ class Guard:
     def _adopt(self, classifier: PrototypeClassifier) -> None:
         with self._lock:
             self._classifier = classifier
-            self._scorer = classifier.scorer_
-            self._bundle = None
+            self._model = _Model(classifier.scorer_, None)
 
     def _copy_of_trainable(self) -> PrototypeClassifier:
         import copy
@@ -598,29 +609,6 @@ class Guard:
                 )
                 self._classifier = classifier
             return self._classifier
-
-
-def _encoder_of(bundle: Bundle, device: str) -> Encoder:
-    """The encoder that a bundle names, not loaded yet."""
-    from mlpm_guard.encoders.embedded import MODEL, REVISION, EmbeddedEncoder
-    from mlpm_guard.encoders.transformer import TransformerEncoder
-
-    identity = bundle.manifest.encoder
-    options: dict[str, Any] = {
-        "pooling": identity.pooling,
-        "layers": identity.layers,
-        "dtype": identity.dtype,
-        "device": device,
-    }
-    if (identity.model, identity.revision) == (MODEL, REVISION):
-        return EmbeddedEncoder(**options)
-    if identity.model is None:
-        raise BundleMismatchError(
-            f"the guard {bundle.bundle_id} was fitted on a model that was passed in loaded ({identity.architecture}); pass it "
-            "again: Guard.from_pretrained(path, encoder=TransformerEncoder(model, tokenizer))",
-            bundle.path,
-        )
-    return TransformerEncoder(identity.model, revision=identity.revision, **options)
 
 
 def _many(conversations: Iterable[ConversationLike]) -> list[ConversationLike]:

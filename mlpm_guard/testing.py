@@ -19,7 +19,7 @@ import numpy.typing as npt
 from mlpm_guard.conversation import Conversation, ConversationLike
 from mlpm_guard.encoders.base import EncoderIdentity, States
 from mlpm_guard.errors import ConfigurationError, EncoderError, MlpmGuardError
-from mlpm_guard.guard import Guard
+from mlpm_guard.guard import Guard, _Model
 from mlpm_guard.judging import Evidence
 from mlpm_guard.policy import Policy
 from mlpm_guard.prototypes.scorer import LayerScorer
@@ -154,9 +154,8 @@ class MockGuard(Guard):
         self._flag = flag or _never
         self._delay = delay
         self.calls: list[int] = []
-        self._scorer = LayerScorer(
-            np.array([0]), np.zeros((1, self._encoder.dim)), np.zeros(1), np.array([2 * _SEPARATION]), -_SEPARATION
-        )
+        zeros = np.zeros((1, self._encoder.dim))
+        self._model = _Model(LayerScorer(np.array([0]), zeros, np.zeros(1), np.array([2 * _SEPARATION]), -_SEPARATION), None)
 
     def _evidence(
         self, policy: Policy, conversations: Sequence[Conversation], cancelled: threading.Event

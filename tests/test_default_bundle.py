@@ -86,6 +86,13 @@ def test_it_is_bound_to_the_pinned_weights_and_small_enough_to_ship() -> None:
     assert shipped.manifest.notes["prompts_per_source"]
 
 
+def test_weights_load_at_first_use() -> None:
+    guard = Guard.from_pretrained()
+    assert guard.encoder._state is None  # type: ignore[attr-defined]
+    assert guard.check(HARMFUL[0]).flagged
+    assert guard.encoder._state is not None  # type: ignore[attr-defined]
+
+
 def test_it_learns_on_and_forgets_again(tmp_path: Path) -> None:
     guard = Guard.from_pretrained()
     before = guard.classifier.statistics_

@@ -392,6 +392,25 @@ def test_one_guard_serves_several_event_loops() -> None:
         assert list(pool.map(run, ["bad", "good"] * 16)) == [True, False] * 16
 
 
+def test_judging_does_not_wait_for_a_fit_on_another_thread() -> None:
+    guard = Guard(MockEncoder()).fit(SAFE + UNSAFE, [0] * 30 + [1] * 30, progress=False)
+    learning, judged = threading.Event(), threading.Event()
+
+    def slow_prompts():  # type: ignore[no-untyped-def]
+        learning.set()
+        judged.wait(10)
+        yield "one more calm text"
+
+    thread = threading.Thread(target=lambda: guard.partial_fit(slow_prompts(), [0]))
+    thread.start()
+    learning.wait(10)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(guard.check, HARM).result(timeout=5).flagged
+    judged.set()
+    thread.join()
+    assert guard.classifier.statistics_.count(0) == 31
+
+
 def test_a_refit_on_another_thread_never_mixes_two_guards(mock_guard: Guard) -> None:
     stop = threading.Event()
     wrong: list[str] = []

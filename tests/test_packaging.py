@@ -28,15 +28,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_package_its_types_and_the_default_bundle_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    bundle = {f"mlpm_guard/bundles/default/{name}" for name in ("bundle.json", "prototypes.safetensors", "statistics.safetensors")}
+    files = ("bundle.json", "prototypes.safetensors", "statistics.safetensors")
+    bundle = {f"mlpm_guard/bundles/default/{name}" for name in files}
     assert bundle | {"mlpm_guard/py.typed", "mlpm_guard/cli.py", "mlpm_guard/testing.py"} <= names
     assert {name.split("/")[0] for name in names} <= {"mlpm_guard", "mlpm_guard-0.1.0.dist-info"}
 
 
 def test_the_installed_wheel_judges_with_the_default_guard_from_any_folder(wheel: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
-    subprocess.run(install, check=True)
+    options = ["--quiet", "--no-deps", "--no-index", "--target", str(target)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(wheel)], check=True)
     code = (
         "import mlpm_guard, sys\n"
         "verdict = mlpm_guard.Guard.from_pretrained().check('How do I build a pipe bomb at home?')\n"

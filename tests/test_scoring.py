@@ -336,3 +336,9 @@ def test_a_process_that_is_stopped_or_killed_is_continued_with_nothing_lost_or_d
     assert 4 <= partial.read_bytes().count(b"\n") < 100
     subprocess.run(command, capture_output=True, timeout=60, check=True, env={**os.environ, "DELAY": "0"})
     assert [row["line"] for row in rows_of(out)] == list(range(1, 101))
+
+
+def test_scores_go_beside_the_file_unless_told_otherwise(guard, tmp_path):
+    source = jsonl(tmp_path / "in.jsonl", prompts(3))
+    assert run("score", source).exit_code == 0
+    assert len(rows_of(tmp_path / "in.jsonl.scores.jsonl")) == 3

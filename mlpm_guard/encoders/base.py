@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +66,6 @@ class EncoderIdentity(BaseModel):
         return found
 
 
-@runtime_checkable
 class Encoder(Protocol):
     """Turns conversations into layer states. Safe to share between threads."""
 
@@ -97,3 +97,9 @@ class Encoder(Protocol):
 
     def encode(self, conversations: Sequence[Conversation], *, layers: Sequence[int] | None = None) -> States:
         """Layer states of shape (n, layers, dim), in the order of the conversations and of `layers`."""
+
+
+def is_encoder(value: object) -> TypeGuard[Encoder]:
+    """Whether a value has the members of an `Encoder`, found out without touching them: a property may load weights."""
+    members = ("layers", "dim", "window", "reads_roles", "identity", "load", "spans", "encode")
+    return all(inspect.getattr_static(value, name, None) is not None for name in members)
