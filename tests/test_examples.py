@@ -1,0 +1,24 @@
+"""Every example runs as it stands and ends by saying what it showed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
+def test_an_example_runs_and_ends_with_what_it_showed(path: Path, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1].endswith(".")
+
+
+def test_the_quickstart_flags_the_harmful_prompts_and_allows_the_alarming_ones(tmp_path: Path) -> None:
+    path = next(path for path in EXAMPLES if path.stem == "quickstart")
+    done = subprocess.run([sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "Judged 12 prompts: 6 flagged, 6 allowed." in done.stdout
