@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mlpm_guard.prototypes.classifier import PrototypeClassifier
     from mlpm_guard.training import Label
 
-_SLICE = 512
+_SLICE, _TIMED_SLICE = 8192, 512
 
 
 class _Model(NamedTuple):
@@ -452,10 +452,10 @@ class Guard:
 
         def work() -> None:
             try:
-                for start in range(0, len(conversations), _SLICE):
+                for start in range(0, len(conversations), _TIMED_SLICE):
                     if cancelled.is_set():
                         return
-                    results.extend(self._judge_inputs(conversations[start : start + _SLICE], cancelled))
+                    results.extend(self._judge_inputs(conversations[start : start + _TIMED_SLICE], cancelled))
             except BaseException as error:  # noqa: BLE001  (handed to the caller's thread)
                 failure.append(error)
 

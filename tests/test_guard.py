@@ -78,6 +78,12 @@ async def test_async_gives_what_sync_gives(mock_guard: Guard) -> None:
     assert await mock_guard.acheck_batch([]) == []
 
 
+def test_a_huge_batch_is_judged_in_order() -> None:
+    guard = MockGuard(flag=lambda text: text.endswith("7"))
+    verdicts = guard.check_batch(str(i) for i in range(20_000))
+    assert [verdict.flagged for verdict in verdicts] == [i % 10 == 7 for i in range(20_000)]
+
+
 def test_one_conversation_is_not_taken_for_a_batch(mock_guard: Guard) -> None:
     for wrong in (CALM, b"bytes", [{"role": "user", "content": CALM}], {"role": "user", "content": CALM}):
         with pytest.raises(InvalidConversationError, match="batch"):

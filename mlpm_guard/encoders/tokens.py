@@ -119,7 +119,7 @@ class PromptTokenizer:
         if not all(conversation.messages for conversation in conversations):
             raise InvalidConversationError("a conversation needs at least one message")
         if not self.causal:
-            return [self._plain_text_ids(conversation) for conversation in conversations]
+            return self._plain_text_ids(conversations)
         texts = [self.render(conversation) for conversation in conversations]
         templated = self._template is not None
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=not templated)
@@ -129,12 +129,18 @@ class PromptTokenizer:
             ids = [row[:-1] if len(row) > 1 and row[-1] == self._eos else row for row in ids]
         return ids
 
-    def _plain_text_ids(self, conversation: Conversation) -> list[int]:
-        texts = [message.content for message in conversation.without_instructions().messages if message.content]
-        ids: list[int] = self._backend.encode("\n".join(texts), add_special_tokens=True).ids
-        # Only a text that holds a control token has more of them than an empty one; most are read once.
-        if sum(token in self._control for token in ids) > self._framing:
-            ids = self._backend.encode("\n".join(map(self.neutralise, texts)), add_special_tokens=True).ids
+    def _plain_text_ids(self, conversations: Sequence[Conversation]) -> list[list[int]]:
+        texts = [
+            [message.content for message in conversation.without_instructions().messages if message.content]
+            for conversation in conversations
+        ]
+        joined = ["\n".join(each) for each in texts]
+        ids = [encoding.ids for encoding in self._backend.encode_batch_fast(joined, add_special_tokens=True)]
+        for row, tokens in enumerate(ids):
+            # Only a text that holds a control token has more of them than an empty one; most are read once.
+            if sum(token in self._control for token in tokens) > self._framing:
+                broken = "\n".join(map(self.neutralise, texts[row]))
+                ids[row] = self._backend.encode(broken, add_special_tokens=True).ids
         return ids
 
     def render(self, conversation: Conversation) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ _MAX_ROWS = 256
 
 
 class _Loaded:
-    """A model and tokenizer ready to run; immutable once built."""
+    """A model and tokenizer ready to run."""
 
     def __init__(
         self,
@@ -66,9 +67,20 @@ class _Loaded:
         if max_tokens is not None and limit is not None and max_tokens > limit:
             raise ConfigurationError(f"max_tokens={max_tokens} is more than the {limit} tokens that {source} can read")
         self.max_tokens = max_tokens if max_tokens is not None else limit
+        self.process = os.getpid()
 
     def parameter(self) -> Tensor:
         return next(self.core.parameters())
+
+    def adopt_after_fork(self) -> None:
+        """Make a model that was loaded before a fork usable in the child.
+
+        The thread pools of the parent do not exist there, and parallel code would wait for them for ever.
+        """
+        if self.parameter().device.type == "cuda":
+            raise EncoderError("a model on a GPU cannot be used after a fork; start processes with 'spawn'")
+        torch.set_num_threads(1)
+        self.process = os.getpid()
 
 
 class TransformerEncoder:
@@ -303,6 +315,8 @@ class TransformerEncoder:
                 state = self._state
                 if state is None:
                     state = self._state = self._load()
+        if state.process != os.getpid():
+            state.adopt_after_fork()
         return state
 
     def _load(self) -> _Loaded:

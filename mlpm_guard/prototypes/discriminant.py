@@ -105,7 +105,9 @@ def _solve(moments: _Moments, dim: int) -> tuple[Array, float]:
         return np.zeros(dim), 0.0
     if moments.dense is not None:
         regularised = moments.dense + ridge * np.eye(dim)
-        weights = dim * cho_solve(cho_factor(regularised, lower=True, overwrite_a=True), delta)
+        # The transpose of a symmetric matrix is itself, in the order that LAPACK works in without a copy.
+        factored = cho_factor(regularised.T, lower=True, overwrite_a=True, check_finite=False)
+        weights = dim * cho_solve(factored, delta, check_finite=False)
     else:
         factor = moments.factor
         assert factor is not None
