@@ -75,7 +75,7 @@ def _guard(encoder: TransformerEncoder) -> Guard:
 def _every_layer(layers: int, dim: int) -> LayerScorer:
     generator = np.random.default_rng(0)
     weights = generator.normal(size=(layers, dim))
-    return LayerScorer(np.arange(layers), weights, np.zeros(layers), np.ones(layers), -layers / 2)
+    return LayerScorer(np.arange(layers), weights, np.zeros(layers), np.ones(layers), -layers / 2, (-1.0, 1.0))
 
 
 def _mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -74,7 +74,7 @@ class Manifest(BaseModel):
     Attributes:
         threshold: probability from which a verdict is flagged.
         window: tokens of a judging window.
-        fragment_margin: most log-odds that are deducted from a sentence of a longer text.
+        fragment_margin: most that is deducted from a sentence of a longer text; see `Guard`.
         encoder: what the guard is bound to.
         examples: training windows of each class.
         notes: whatever the author wants to keep beside it (sources, licence, figures). Never prompts.
@@ -209,6 +209,7 @@ def save(path: str | Path, manifest: Manifest, scorer: LayerScorer, statistics: 
         "biases": scorer.biases,
         "layer_weights": scorer.layer_weights,
         "intercept": np.array([scorer.intercept]),
+        "levels": np.array(scorer.levels),
     }
     temporary: Path | None = None
     try:
@@ -333,7 +334,7 @@ def _scorer(tensors: Mapping[str, npt.NDArray[np.generic]], manifest: Manifest, 
     shape = manifest.classifier
     if (len(manifest.encoder.layers), manifest.encoder.dim) != (shape.layers, shape.dim):
         raise BundleCorruptError(f"{path / MANIFEST}: encoder and classifier have other layers or dimensions", path)
-    expected = {"positions": 1, "weights": 2, "biases": 1, "layer_weights": 1, "intercept": 1}
+    expected = {"positions": 1, "weights": 2, "biases": 1, "layer_weights": 1, "intercept": 1, "levels": 1}
     if set(tensors) != set(expected) or any(tensors[name].ndim != ndim for name, ndim in expected.items()):
         raise BundleCorruptError(f"{path / PROTOTYPES} does not hold the tensors of a fitted guard", path)
     positions = tensors["positions"].astype(np.int64)
@@ -347,6 +348,7 @@ def _scorer(tensors: Mapping[str, npt.NDArray[np.generic]], manifest: Manifest, 
         and tensors["weights"].shape == (used, shape.dim)
         and tensors["biases"].shape == tensors["layer_weights"].shape == (used,)
         and tensors["intercept"].shape == (1,)
+        and tensors["levels"].shape == (2,)
     )
     if not fits:
         raise BundleCorruptError(f"{path / PROTOTYPES} has tensors of the wrong shape", path)
@@ -356,4 +358,5 @@ def _scorer(tensors: Mapping[str, npt.NDArray[np.generic]], manifest: Manifest, 
         tensors["biases"].astype(np.float64),
         tensors["layer_weights"].astype(np.float64),
         float(tensors["intercept"].astype(np.float64)[0]),
+        (float(tensors["levels"].astype(np.float64)[0]), float(tensors["levels"].astype(np.float64)[1])),
     )

@@ -58,9 +58,9 @@ class Guard:
         on_error: what a gate does with a conversation that could not be judged: "block" it, "allow" it, or "raise" the error.
         timeout: seconds that one call may take, or None for no limit. What is not judged by then counts as an error.
         window: tokens of a judging window; None takes what suits the encoder.
-        fragment_margin: most log-odds that are deducted from a sentence of a longer text, in nats. Nothing is deducted in a
-            text that is calm otherwise, all of it where the other sentences are raised themselves; 0 judges every sentence like
-            a whole text.
+        fragment_margin: most that is deducted from the score of a sentence of a longer text, as a share of the distance between
+            typical safe and unsafe prompts. Nothing is deducted in a text that is calm otherwise, all of it where the other
+            sentences are raised themselves; 0 judges every sentence like a whole text.
         max_chars: longest conversation in characters; a longer one counts as an error.
         normalise: also judge disguised text in its normalised form.
 
@@ -78,7 +78,7 @@ class Guard:
         on_error: OnError = "block",
         timeout: float | None = None,
         window: int | None = None,
-        fragment_margin: float = 3.0,
+        fragment_margin: float = 0.6,
         max_chars: int = 1_000_000,
         normalise: bool = True,
     ) -> None:
@@ -90,7 +90,9 @@ class Guard:
         if window is not None and not (isinstance(window, int) and window >= 8):
             raise ConfigurationError(f"window={window!r}: a whole number of tokens, at least 8, or None")
         if not (_is_number(fragment_margin) and fragment_margin >= 0):
-            raise ConfigurationError(f"fragment_margin={fragment_margin!r}: log-odds, at least 0")
+            raise ConfigurationError(
+                f"fragment_margin={fragment_margin!r}: a share of the distance between the classes, at least 0"
+            )
         if not (isinstance(max_chars, int) and max_chars >= 1):
             raise ConfigurationError(f"max_chars={max_chars!r}: a whole number of characters, at least 1")
         if encoder is None:

@@ -22,7 +22,7 @@ from mlpm_guard.windows import cut
 
 _log = logging.getLogger("mlpm_guard")
 _UNITS_AT_ONCE = 1024
-_CALM, _RAISED = -3.5, -2.0  # log-odds: probabilities of 3 % and 12 %
+_RAISED = 0.2  # of the distance between safe and unsafe prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Reading:
         target: which turn is judged.
         window: tokens of a judging window.
         normalise: whether disguised text is also judged in its normalised form.
-        fragment_margin: most log-odds that are deducted from a fragment.
+        fragment_margin: most that is deducted from a fragment, as a share of the distance between the classes.
     """
 
     target: Target
@@ -231,26 +231,27 @@ class Judge:
             rows.append(result)
         layer_log_odds = np.stack(rows)
         log_odds = self._scorer.aggregate(layer_log_odds)
-        margins = _margins([unit.where for unit in plan], log_odds, self._reading.fragment_margin)
+        margins = _margins([unit.where for unit in plan], log_odds, self._reading.fragment_margin, self._scorer.levels)
         log_odds = log_odds - margins
         worst = int(log_odds.argmax())
         return Evidence(float(log_odds[worst]), layer_log_odds[worst], float(margins[worst]), plan[worst].where, len(plan))
 
 
-def _margins(where: Sequence[WindowEvidence], log_odds: Array, largest: float) -> Array:
+def _margins(where: Sequence[WindowEvidence], log_odds: Array, share: float, levels: tuple[float, float]) -> Array:
     """Log-odds to deduct from every piece, shape (pieces,).
 
     Out of context, harmless sentences of a text about crime, war or medicine look worse than they are, and the more there are,
     the worse the worst one looks. Hidden among calm text, a harmful sentence stands out. So a fragment is judged like a whole
-    text where the (lower) median of its fellows is calm, and must be clearer by up to `largest` where they are raised
-    themselves.
+    text where the (lower) median of its fellows is as calm as a safe prompt, and must be clearer where they are raised
+    themselves, by up to `share` of the distance between a typical safe and a typical unsafe prompt.
     """
     margins = np.zeros(len(where))
+    calm, distance = levels[0], max(levels[1] - levels[0], 0.0)
     for form in ("raw", "normalised"):
         fragments = [index for index, each in enumerate(where) if each.kind == "fragment" and each.form == form]
-        if fragments:
+        if fragments and distance > 0.0:
             median = np.sort(log_odds[fragments])[(len(fragments) - 1) // 2]
-            margins[fragments] = largest * float(np.clip((median - _CALM) / (_RAISED - _CALM), 0.0, 1.0))
+            margins[fragments] = share * distance * float(np.clip((median - calm) / (_RAISED * distance), 0.0, 1.0))
     return margins
 
 

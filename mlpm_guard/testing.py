@@ -155,7 +155,12 @@ class MockGuard(Guard):
         self._delay = delay
         self.calls: list[int] = []
         zeros = np.zeros((1, self._encoder.dim))
-        self._model = _Model(LayerScorer(np.array([0]), zeros, np.zeros(1), np.array([2 * _SEPARATION]), -_SEPARATION), None)
+        self._model = _Model(
+            LayerScorer(
+                np.array([0]), zeros, np.zeros(1), np.array([2 * _SEPARATION]), -_SEPARATION, (-_SEPARATION, _SEPARATION)
+            ),
+            None,
+        )
 
     def _evidence(
         self, policy: Policy, conversations: Sequence[Conversation], cancelled: threading.Event

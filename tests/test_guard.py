@@ -538,3 +538,21 @@ def test_a_mock_guard_is_a_guard_that_counts_its_calls() -> None:
     assert json.loads(guard.check("bad").model_dump_json())["flagged"] is True
     assert MockGuard(flag=lambda text: 1 / 0).check("x").error == "encoder_error"
     assert pickle.loads(pickle.dumps(MockGuard())).check("x").allowed
+
+
+def test_a_fragment_of_a_raised_text_must_be_clearer_than_one_of_a_calm_text() -> None:
+    from mlpm_guard.judging import _margins
+    from mlpm_guard.verdict import WindowEvidence
+
+    def margins(log_odds: list[float], kinds: str = "fragment") -> list[float]:
+        where = [
+            WindowEvidence(view="turn", form="raw", kind=kinds, index=i, count=len(log_odds))  # type: ignore[arg-type]
+            for i in range(len(log_odds))
+        ]
+        return _margins(where, np.array(log_odds), 0.6, (-3.0, 3.0)).tolist()
+
+    assert margins([-3.0, -3.2, 2.0]) == [0.0] * 3
+    assert margins([-1.0, -1.2, 2.0]) == pytest.approx([3.6] * 3)
+    assert 0.0 < margins([-2.4, -2.5, 2.0])[0] < 3.6
+    assert margins([-3.0, 2.0]) == [0.0] * 2
+    assert margins([2.0, 2.0], kinds="window") == [0.0] * 2

@@ -23,7 +23,7 @@ import numpy as np
 from mlpm_guard import Guard
 
 SEED = 0
-ROWS_PER_SOURCE = 2000
+ROWS_PER_SOURCE = 1300
 SAMPLE_SIZE = 2000
 
 # Fewer rows of sources whose texts are cut from one pattern, or whose label is not about a harmful request.
@@ -32,9 +32,12 @@ ROWS_OF = {
     "cyberseceval_prompt_injection": 100,
     "deepset_prompt_injections": 100,
     "inthewild_jailbreak": 100,
-    # Many rows from few templates.
+    # Many rows from few templates, or from few questions in many wrappers.
     "latent_jailbreak": 50,
     "sap200": 300,
+    "aart": 600,
+    "trustllm": 700,
+    "hatecheck": 600,
     "cyberseceval_interpreter": 200,
     "cyberseceval_mitre": 400,
     "gsm8k": 500,
@@ -54,7 +57,7 @@ DROPPED_CATEGORIES = {
 
 # The threshold flags this share of held-out everyday questions, none of which was trained on.
 EVERYDAY = ("clinc150", "banking77", "nq_open")
-EVERYDAY_FLAGGED = 0.008
+EVERYDAY_FLAGGED = 0.01
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def fit(data: Path, out: Path) -> Guard:
             "seed": SEED,
             "prompts": {"safe": sum(row.label == 0 for row in rows), "unsafe": sum(row.label == 1 for row in rows)},
             "prompts_per_source": sources,
-            "threshold_rule": f"flags {EVERYDAY_FLAGGED:.1%} of held-out rows of {', '.join(EVERYDAY)}",
+            "threshold_rule": f"flags {EVERYDAY_FLAGGED:.0%} of held-out rows of {', '.join(EVERYDAY)}",
         },
     )
     return guard

@@ -153,7 +153,9 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             log_odds, labels, times = out_of_fold_log_odds(statistics, folds)
             scales, offsets = recalibrate(log_odds, labels, times) if folds else reference_scale(statistics.layers)
             counts = [statistics.count(label) for label in CLASSES]
-            weights, intercept = fit_layer_weights(scales * (log_odds - offsets), labels, times, self.C, counts)
+            log_odds = scales * (log_odds - offsets)
+            weights, intercept = fit_layer_weights(log_odds, labels, times, self.C, counts)
+            scores = sigmoid(log_odds) @ weights + intercept
             used = np.flatnonzero(weights)
             if not len(used):
                 raise DataError("the layer states of the training prompts do not tell the labels apart")
@@ -163,6 +165,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 biases=(discriminants.biases[used] - offsets[used]) * scales[used],
                 layer_weights=weights[used],
                 intercept=intercept,
+                levels=(float(np.median(scores[labels == 0])), float(np.median(scores[labels == 1]))),
             )
             self.fitted_ = Fitted(scorer, weights, discriminants.weights, discriminants.biases)
         return self

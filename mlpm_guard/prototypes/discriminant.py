@@ -104,7 +104,8 @@ def _solve(moments: _Moments, dim: int) -> tuple[Array, float]:
     if not ridge > dim * (np.finfo(np.float32).eps * size) ** 2 * 1e-3:
         return np.zeros(dim), 0.0
     if moments.dense is not None:
-        regularised = moments.dense + ridge * np.eye(dim)
+        regularised = moments.dense.copy()
+        regularised.flat[:: dim + 1] += ridge
         # The transpose of a symmetric matrix is itself, in the order that LAPACK works in without a copy.
         factored = cho_factor(regularised.T, lower=True, overwrite_a=True, check_finite=False)
         weights = dim * cho_solve(factored, delta, check_finite=False)
@@ -121,7 +122,7 @@ def _moments(statistics: PrototypeStatistics, layer: int, left_out: dict[int, li
     count = 0.0
     means = np.zeros((len(CLASSES), statistics.dim))
     factors: list[Array] = []
-    dense = None if statistics.scatter is None else statistics.scatter[layer].copy()
+    removed: list[Array] = []
     for label in CLASSES:
         of_class = statistics.classes[label]
         without = left_out.get(label, [])
@@ -135,29 +136,30 @@ def _moments(statistics: PrototypeStatistics, layer: int, left_out: dict[int, li
             means[label] = times @ rows / number
             factors.append((rows - means[label]) * np.sqrt(times)[:, None])
         else:
-            assert dense is not None
-            number, means[label] = _downdate(of_class, layer, without, dense)
+            number, means[label], gone = _downdate(of_class, layer, without)
+            removed.append(gone)
         count += number
     factor = np.concatenate(factors) if factors else np.zeros((0, statistics.dim))
-    if dense is None and len(factor) < statistics.dim:
-        return _Moments(count, means, None, factor)
-    gram = factor.T @ factor
-    return _Moments(count, means, gram if dense is None else dense + gram, None)
+    if statistics.scatter is None:
+        small = len(factor) < statistics.dim
+        return _Moments(count, means, None, factor) if small else _Moments(count, means, factor.T @ factor, None)
+    dense = statistics.scatter[layer]
+    gone = np.concatenate(removed) if removed else np.zeros((0, statistics.dim))
+    dense = dense - gone.T @ gone if len(gone) else dense
+    return _Moments(count, means, dense + factor.T @ factor if len(factor) else dense, None)
 
 
-def _downdate(of_class: ClassStatistics, layer: int, without: list[int], dense: Array) -> tuple[float, Array]:
-    """Take rows out of a class whose scatter is in `dense`, in place; returns the count and mean that are left."""
+def _downdate(of_class: ClassStatistics, layer: int, without: list[int]) -> tuple[float, Array, Array]:
+    """Take rows out of a condensed class: the count and mean that are left, and rows whose Gram matrix leaves the scatter."""
     assert of_class.mean is not None
     mean = of_class.mean[layer]
     if not without:
-        return float(of_class.count), mean
+        return float(of_class.count), mean, np.zeros((0, len(mean)))
     rows, times = of_class.layer(layer, without)
     out = times.sum()
     out_mean = times @ rows / out
     left = of_class.count - out
     left_mean = (mean * of_class.count - out_mean * out) / left
     centred = (rows - out_mean) * np.sqrt(times)[:, None]
-    dense -= centred.T @ centred
-    delta = out_mean - left_mean
-    dense -= left * out / of_class.count * np.outer(delta, delta)
-    return float(left), left_mean
+    shift = (out_mean - left_mean) * np.sqrt(left * out / of_class.count)
+    return float(left), left_mean, np.concatenate([centred, shift[None]])

@@ -25,6 +25,7 @@ class LayerScorer:
         biases: discriminant biases, shape (used,).
         layer_weights: aggregation weights, shape (used,).
         intercept: log-odds that no layer explains.
+        levels: median log-odds of safe and of unsafe prompts that the discriminants had not seen.
     """
 
     positions: npt.NDArray[np.int64]
@@ -32,6 +33,7 @@ class LayerScorer:
     biases: Array
     layer_weights: Array
     intercept: float
+    levels: tuple[float, float]
 
     def log_odds(self, states: npt.NDArray[np.floating]) -> Array:
         """Log-odds g_l of every used layer in nats, shape (n, used), from states of shape (n, used, dim)."""

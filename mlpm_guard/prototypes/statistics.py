@@ -176,17 +176,20 @@ class PrototypeStatistics:
             NonFiniteError: a state is NaN or infinite.
         """
         states = self._check(states, labels, keys)
+        condensed: list[tuple[ClassStatistics, States, Keys]] = []
         for label, statistics in self.classes.items():
             chosen = np.flatnonzero(labels == label)
             if not len(chosen):
                 continue
-            if statistics.complete:
-                for index in chosen:
-                    _remember(statistics.rows, int(keys[index]), states[index])
-                if len(statistics.rows) > self.capacity:
-                    self._condense(statistics)
-            else:
-                self._add(statistics, states[chosen], keys[chosen])
+            if not statistics.complete:
+                condensed.append((statistics, states[chosen], keys[chosen]))
+                continue
+            for index in chosen:
+                _remember(statistics.rows, int(keys[index]), states[index])
+            if len(statistics.rows) > self.capacity:
+                self._condense(statistics)
+        if condensed:
+            self._add(condensed)
 
     def forget(self, states: States, labels: npt.NDArray[np.int64], keys: Keys) -> None:
         """Take prompts out again; counts, means and scatter are then what they were without them.
@@ -301,20 +304,30 @@ class PrototypeStatistics:
         statistics.complete = False
         statistics.prune(self.sample_size)
 
-    def _add(self, statistics: ClassStatistics, states: States, keys: Keys) -> None:
-        block = np.asarray(states, np.float64)
-        mean = block.mean(axis=0)
+    def _add(self, blocks: list[tuple[ClassStatistics, States, Keys]]) -> None:
+        """Add prompts of condensed classes; one matrix product a layer for all of them."""
+        means = [np.asarray(states, np.float64).mean(axis=0) for _, states, _ in blocks]
+        shifts = [
+            (mean - statistics.mean) * np.sqrt(statistics.count * len(states) / (statistics.count + len(states)))
+            for (statistics, states, _), mean in zip(blocks, means, strict=True)
+        ]
         scatter = self._shared()
         for layer in range(self.layers):
-            centred = block[:, layer] - mean[layer]
-            scatter[layer] += centred.T @ centred
-        self._shift(statistics, len(block), mean)
-        statistics.ledger.add(keys)
-        limit = max(statistics.rows) if len(statistics.rows) >= self.sample_size else None
-        for index, key in enumerate(keys.tolist()):
-            if limit is None or key <= limit:
-                _remember(statistics.rows, key, states[index])
-        statistics.prune(self.sample_size)
+            # The rank-one terms by which the classes' means move are rows like any other.
+            parts = [states[:, layer] - mean[layer] for (_, states, _), mean in zip(blocks, means, strict=True)]
+            rows = np.concatenate([*parts, np.stack([shift[layer] for shift in shifts])])
+            scatter[layer] += rows.T @ rows
+        for (statistics, states, keys), mean in zip(blocks, means, strict=True):
+            assert statistics.mean is not None
+            total = statistics.count + len(states)
+            statistics.mean = statistics.mean + (mean - statistics.mean) * (len(states) / total)
+            statistics.count = total
+            statistics.ledger.add(keys)
+            limit = max(statistics.rows) if len(statistics.rows) >= self.sample_size else None
+            for index, key in enumerate(keys.tolist()):
+                if limit is None or key <= limit:
+                    _remember(statistics.rows, key, states[index])
+            statistics.prune(self.sample_size)
 
     def _shift(self, statistics: ClassStatistics, count: int, mean: Array) -> None:
         """Merge `count` prompts of that mean into a class, whose own scatter has been added already."""
