@@ -46,6 +46,8 @@ def last_pool(mask: Tensor) -> Pool:
 
 def mean_pool(mask: Tensor) -> Pool:
     """Pool the mean over real tokens, accumulated in float32."""
+    if bool(mask.all()):
+        return lambda hidden: hidden.mean(1, dtype=torch.float32)
     weights = mask.to(torch.float32)
     weights = weights / weights.sum(1, keepdim=True)
 
@@ -57,6 +59,8 @@ def mean_pool(mask: Tensor) -> Pool:
 
 def first_pool(mask: Tensor) -> Pool:
     """Pool the state of the first real token ([CLS])."""
+    if bool(mask[:, 0].all()):
+        return lambda hidden: hidden[:, 0].to(torch.float32, copy=True)
     index = mask.to(torch.int64).argmax(1)
     rows = torch.arange(mask.shape[0], device=mask.device)
 

@@ -68,16 +68,15 @@ class _Loaded:
             raise ConfigurationError(f"max_tokens={max_tokens} is more than the {limit} tokens that {source} can read")
         self.max_tokens = max_tokens if max_tokens is not None else limit
         self.process = os.getpid()
-
-    def parameter(self) -> Tensor:
-        return next(self.core.parameters())
+        # Moving a model moves its parameters in place, so this one always tells where it is.
+        self.parameter: Tensor = next(self.core.parameters())
 
     def adopt_after_fork(self) -> None:
         """Make a model that was loaded before a fork usable in the child.
 
         The thread pools of the parent do not exist there, and parallel code would wait for them for ever.
         """
-        if self.parameter().device.type == "cuda":
+        if self.parameter.device.type == "cuda":
             raise EncoderError("a model on a GPU cannot be used after a fork; start processes with 'spawn'")
         torch.set_num_threads(1)
         self.process = os.getpid()
@@ -222,7 +221,7 @@ class TransformerEncoder:
                 pooling=state.pooling,
                 layers=self.layers,
                 dim=state.dim,
-                dtype=str(state.parameter().dtype).removeprefix("torch."),
+                dtype=str(state.parameter.dtype).removeprefix("torch."),
             )
         return self._identity
 
@@ -272,13 +271,10 @@ class TransformerEncoder:
         if state.core.training:
             raise EncoderError("the model is in training mode, where dropout makes states random: call model.eval()")
         length = max(map(len, rows))
-        ids = torch.full((len(rows), length), state.prompts.pad_id, dtype=torch.long)
-        mask = torch.zeros((len(rows), length), dtype=torch.long)
-        for index, row in enumerate(rows):
-            # Padding goes to the right whatever the tokenizer prefers: recurrent layers then never see it.
-            ids[index, : len(row)] = torch.tensor(row)
-            mask[index, : len(row)] = 1
-        device = state.parameter().device
+        # Padding goes to the right whatever the tokenizer prefers: recurrent layers then never see it.
+        ids = torch.tensor([row + [state.prompts.pad_id] * (length - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+        device = state.parameter.device
         ids, mask = ids.to(device), mask.to(device)
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if state.takes_positions:

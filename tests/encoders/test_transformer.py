@@ -13,7 +13,7 @@ import tiny_models as tiny
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-from mlpm_guard.encoders.base import Encoder, EncoderIdentity
+from mlpm_guard.encoders.base import EncoderIdentity, is_encoder
 from mlpm_guard.encoders.transformer import TransformerEncoder
 from mlpm_guard.errors import (
     ConfigurationError,
@@ -75,7 +75,9 @@ def test_half_precision_models_give_float32_states_near_those_of_full_precision(
 
 def test_an_encoder_satisfies_the_protocol_and_gives_float32(llama: Any, chat: Any) -> None:
     encoder = TransformerEncoder(llama, chat)
-    assert isinstance(encoder, Encoder)
+    assert is_encoder(encoder)
+    assert encoder._state is None
+    assert not is_encoder(llama)
     states = encoder.encode(["a", [{"role": "user", "content": "a"}]])
     assert states.dtype == np.float32
     assert np.allclose(states[0], states[1], atol=1e-6)
