@@ -22,7 +22,6 @@ from mlpm_guard.windows import cut
 
 _log = logging.getLogger("mlpm_guard")
 _UNITS_AT_ONCE = 1024
-_RAISED = 0.2  # of the distance between safe and unsafe prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,18 +240,28 @@ def _margins(where: Sequence[WindowEvidence], log_odds: Array, share: float, lev
     """Log-odds to deduct from every piece, shape (pieces,).
 
     Out of context, harmless sentences of a text about crime, war or medicine look worse than they are, and the more there are,
-    the worse the worst one looks. Hidden among calm text, a harmful sentence stands out. So a fragment is judged like a whole
-    text where the (lower) median of its fellows is as calm as a safe prompt, and must be clearer where they are raised
-    themselves, by up to `share` of the distance between a typical safe and a typical unsafe prompt.
+    the worse the worst one looks. Hidden among padding, a harmful sentence stands out. So a fragment must be clearer than a
+    whole text, by up to `share` of the distance between a typical safe and a typical unsafe prompt, unless the others are calm
+    (their lower median is that of a safe prompt), or all alike (words repeated over and over) while this one is far from them.
     """
     margins = np.zeros(len(where))
-    calm, distance = levels[0], max(levels[1] - levels[0], 0.0)
+    calm, distance = levels[0], levels[1] - levels[0]
     for form in ("raw", "normalised"):
-        fragments = [index for index, each in enumerate(where) if each.kind == "fragment" and each.form == form]
-        if fragments and distance > 0.0:
-            median = np.sort(log_odds[fragments])[(len(fragments) - 1) // 2]
-            margins[fragments] = share * distance * float(np.clip((median - calm) / (_RAISED * distance), 0.0, 1.0))
+        chosen = [index for index, each in enumerate(where) if each.kind == "fragment" and each.form == form]
+        if not chosen or distance <= 0.0:
+            continue
+        fragments = log_odds[chosen]
+        lower, median, upper = np.quantile(fragments, [0.25, 0.5, 0.75], method="lower")
+        raised = _ramp((median - calm) / distance, 0.0, 0.2)
+        varied = _ramp((upper - lower) / distance, 0.1, 0.2)
+        ordinary = 1.0 - _ramp((fragments - median) / distance, 0.4, 0.7)
+        margins[chosen] = share * distance * np.minimum(raised, np.maximum(varied, ordinary))
     return margins
+
+
+def _ramp(values: Array, start: float, end: float) -> Array:
+    """0 up to `start`, 1 from `end` on, straight between."""
+    return np.clip((np.asarray(values) - start) / (end - start), 0.0, 1.0)
 
 
 def _wrapped(error: Exception) -> EncoderError:

@@ -20,7 +20,8 @@ Spans = npt.NDArray[np.int64]
 _BREAK = re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？؟।]\s*|[\r\n]+\s*")
 _SHORTEST = 5
 _LONGEST = 40
-_SPAN, _STEP, _EDGE = 24, 12, 12
+_SPAN, _STEP = 24, 12
+_EDGES = (8, 10, 12, 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,5 +100,6 @@ def _fragments(text: str, spans: Spans) -> list[tuple[int, int]]:
             fragments.append((start, end))
         else:
             fragments += [(start + at, start + at + _SPAN) for at in _starts(length, _SPAN, _STEP)]
-            fragments += [(start, start + _EDGE), (end - _EDGE, end)]
+            # What is hidden in such a run mostly stands at one of its ends, and spans there hold it with less around it.
+            fragments += [(start, start + edge) for edge in _EDGES] + [(end - edge, end) for edge in _EDGES]
     return fragments
