@@ -57,7 +57,7 @@ DROPPED_CATEGORIES = {
 
 # The threshold flags this share of held-out everyday questions, none of which was trained on.
 EVERYDAY = ("clinc150", "banking77", "nq_open")
-EVERYDAY_FLAGGED = 0.01
+EVERYDAY_FLAGGED = 0.009
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def fit(data: Path, out: Path) -> Guard:
             "seed": SEED,
             "prompts": {"safe": sum(row.label == 0 for row in rows), "unsafe": sum(row.label == 1 for row in rows)},
             "prompts_per_source": sources,
-            "threshold_rule": f"flags {EVERYDAY_FLAGGED:.0%} of held-out rows of {', '.join(EVERYDAY)}",
+            "threshold_rule": f"flags {EVERYDAY_FLAGGED:.1%} of held-out rows of {', '.join(EVERYDAY)}",
         },
     )
     return guard
