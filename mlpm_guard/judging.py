@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,10 +18,11 @@ from mlpm_guard.encoders.base import Encoder
 from mlpm_guard.errors import EncoderError, GuardTimeoutError, MlpmGuardError, NonFiniteError
 from mlpm_guard.prototypes.scorer import Array, LayerScorer
 from mlpm_guard.verdict import Target, WindowEvidence
-from mlpm_guard.windows import cut
+from mlpm_guard.windows import Spans, cut
 
 _log = logging.getLogger("mlpm_guard")
 _UNITS_AT_ONCE = 1024
+_CHARACTERS_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +69,54 @@ class Reading:
     fragment_margin: float
 
 
-def units(conversation: Conversation, encoder: Encoder, reading: Reading) -> list[Unit]:
+class TokenSpans:
+    """Token spans of texts, worked out for many at once and remembered; one per call.
+
+    Args:
+        encoder: whose tokens are meant.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._known: dict[str, Spans] = {}
+
+    def prepare(self, texts: Iterable[str]) -> None:
+        """Work out the spans of all of these together."""
+        batch: list[str] = []
+        characters = 0
+        for text in dict.fromkeys(texts):
+            batch.append(text)
+            characters += len(text)
+            if characters >= _CHARACTERS_AT_ONCE:
+                self._add(batch)
+                batch, characters = [], 0
+        if batch:
+            self._add(batch)
+
+    def __call__(self, text: str) -> Spans:
+        """Spans of one text, shape (tokens, 2)."""
+        if text not in self._known:
+            self.prepare([text])
+        return self._known[text]
+
+    def _add(self, texts: list[str]) -> None:
+        self._known.update(zip(texts, self._encoder.spans(texts), strict=True))
+
+
+def units(conversation: Conversation, encoder: Encoder, reading: Reading, spans: TokenSpans | None = None) -> list[Unit]:
     """Every piece of a conversation that is judged: the turn alone and the turn in its context, raw and normalised.
+
+    Args:
+        conversation: the conversation.
+        encoder: whose windows and tokens are meant.
+        reading: how it is read.
+        spans: token spans that are known already.
 
     Raises:
         InputError: there is nothing that can be judged.
     """
     conversation.turn_index(reading.target)
+    spans = spans or TokenSpans(encoder)
     forms: list[tuple[Literal["raw", "normalised"], Conversation]] = [("raw", conversation)]
     if reading.normalise and (plain := conversation.normalised()) is not conversation:
         forms.append(("normalised", plain))
@@ -84,21 +126,21 @@ def units(conversation: Conversation, encoder: Encoder, reading: Reading) -> lis
         turn = each.messages[index]
         if not turn.content.strip():
             continue  # nothing but invisible characters, which the raw form has kept
-        spans = encoder.spans(turn.content)
-        pieces = cut(turn.content, spans, reading.window)
+        tokens = spans(turn.content)
+        pieces = cut(turn.content, tokens, reading.window)
         role = turn.role if turn.role == "assistant" else "user"
         for at, piece in enumerate(pieces):
             message = Message(role, turn.content[piece.start : piece.end])
             where = WindowEvidence(view="turn", form=form, kind=piece.kind, index=at, count=len(pieces))
             found.append(Unit(Conversation((message,)), where))
-        context = in_context(each, index, len(spans), encoder, reading.window)
+        context = in_context(each, index, encoder, reading.window, spans)
         if context is not None:
             where = WindowEvidence(view="context", form=form, kind="whole", index=0, count=1)
             found.append(Unit(context, where))
     return found
 
 
-def in_context(conversation: Conversation, index: int, turn_tokens: int, encoder: Encoder, window: int) -> Conversation | None:
+def in_context(conversation: Conversation, index: int, encoder: Encoder, window: int, spans: TokenSpans) -> Conversation | None:
     """The judged turn with as much of its surroundings as fits into one window; None if there are none.
 
     The turn keeps at least half of the window (its beginning), what follows it (a prefilled answer) at most a quarter, and the
@@ -112,11 +154,12 @@ def in_context(conversation: Conversation, index: int, turn_tokens: int, encoder
         before = list(Conversation(tuple(before)).without_instructions().messages)
     if not before and not after:
         return None
-    turn_room = min(turn_tokens, window // 2)
+    turn = messages[index]
+    turn_room = min(len(spans(turn.content)), window // 2)
     kept_after: list[Message] = []
     room = window // 4
     for message in after:
-        text, used = _head(message.content, room, encoder)
+        text, used = _head(message.content, room, spans)
         room -= used
         kept_after.append(Message(message.role, text))
         if room <= 0:
@@ -124,24 +167,23 @@ def in_context(conversation: Conversation, index: int, turn_tokens: int, encoder
     room = window - turn_room - (window // 4 - max(room, 0))
     kept_before: list[Message] = []
     for message in reversed(before):
-        text, used = _tail(message.content, room, encoder)
+        text, used = _tail(message.content, room, spans)
         room -= used
         kept_before.append(Message(message.role, text))
         if room <= 0:
             break
-    turn = messages[index]
-    text, _ = _head(turn.content, turn_room, encoder)
+    text, _ = _head(turn.content, turn_room, spans)
     return Conversation((*reversed(kept_before), Message(turn.role, text), *kept_after))
 
 
-def _head(text: str, tokens: int, encoder: Encoder) -> tuple[str, int]:
-    spans = encoder.spans(text)
-    return (text, len(spans)) if len(spans) <= tokens else (text[: spans[max(tokens, 1) - 1, 1]], tokens)
+def _head(text: str, tokens: int, spans: TokenSpans) -> tuple[str, int]:
+    found = spans(text)
+    return (text, len(found)) if len(found) <= tokens else (text[: found[max(tokens, 1) - 1, 1]], tokens)
 
 
-def _tail(text: str, tokens: int, encoder: Encoder) -> tuple[str, int]:
-    spans = encoder.spans(text)
-    return (text, len(spans)) if len(spans) <= tokens else (text[spans[-max(tokens, 1), 0] :], tokens)
+def _tail(text: str, tokens: int, spans: TokenSpans) -> tuple[str, int]:
+    found = spans(text)
+    return (text, len(found)) if len(found) <= tokens else (text[found[-max(tokens, 1), 0] :], tokens)
 
 
 class Judge:
@@ -172,9 +214,10 @@ class Judge:
     def judge(self, conversations: Sequence[Conversation]) -> list[Evidence | MlpmGuardError]:
         """Evidence on every conversation, or why there is none. One that fails does not fail the others."""
         plans: list[list[Unit] | MlpmGuardError] = []
+        spans = self._spans(conversations)
         for conversation in conversations:
             try:
-                plans.append(units(conversation, self._encoder, self._reading))
+                plans.append(units(conversation, self._encoder, self._reading, spans))
             except MlpmGuardError as error:
                 plans.append(error)
             except Exception as error:  # noqa: BLE001  (fails closed, whatever a tokenizer raises)
@@ -189,6 +232,14 @@ class Judge:
             plan if isinstance(plan, MlpmGuardError) else self._worst(plan, [scored[key] for key in of_plan])
             for plan, of_plan in zip(plans, keys, strict=True)
         ]
+
+    def _spans(self, conversations: Sequence[Conversation]) -> TokenSpans:
+        spans = TokenSpans(self._encoder)
+        try:
+            spans.prepare(each.messages[each.turn_index(self._reading.target)].content for each in conversations)
+        except Exception:  # noqa: BLE001  (one text that a tokenizer cannot take; found out one by one)
+            return TokenSpans(self._encoder)
+        return spans
 
     def _score(self, pending: dict[bytes, Conversation]) -> dict[bytes, Array | MlpmGuardError]:
         """Layer log-odds of every different piece."""

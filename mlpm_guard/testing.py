@@ -108,9 +108,9 @@ class MockEncoder:
         """Nothing to load."""
         return self
 
-    def spans(self, text: str) -> npt.NDArray[np.int64]:
-        """Character spans of words and punctuation marks, shape (words, 2)."""
-        return np.array([found.span() for found in _WORD.finditer(text)], np.int64).reshape(-1, 2)
+    def spans(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
+        """Character spans of the words and punctuation marks of every text, arrays of shape (words, 2)."""
+        return [np.array([found.span() for found in _WORD.finditer(text)], np.int64).reshape(-1, 2) for text in texts]
 
     def encode(self, conversations: Sequence[ConversationLike], *, layers: Sequence[int] | None = None) -> States:
         """States of shape (n, layers, dim). The sizes of all calls are kept in `batches`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -12,7 +12,7 @@ import numpy as np
 from mlpm_guard.conversation import Conversation, ConversationLike, Message
 from mlpm_guard.encoders.base import Encoder, States
 from mlpm_guard.errors import DataError, InputError
-from mlpm_guard.judging import Reading, in_context
+from mlpm_guard.judging import Reading, TokenSpans, in_context
 from mlpm_guard.prototypes.classifier import content_keys
 from mlpm_guard.windows import training_pieces
 
@@ -65,10 +65,16 @@ def examples(
     Raises:
         DataError: a row cannot be used, or there are more prompts than labels or labels than prompts.
     """
-    rows = _rows(prompts, labels, reading, encoder)
+    rows = _rows(prompts, labels, reading)
     with _progress(prompts, progress) as advance:
         while chunk := list(islice(rows, _CHUNK)):
-            pieces = [(piece, label) for of_row, label in chunk for piece in of_row]
+            spans = TokenSpans(encoder)
+            spans.prepare(conversation.messages[index].content for conversation, index, _ in chunk)
+            pieces = [
+                (piece, label)
+                for conversation, index, label in chunk
+                for piece in _pieces(conversation, index, reading, encoder, spans)
+            ]
             states = encoder.encode([piece for piece, _ in pieces])
             keys = content_keys([piece.key() for piece, _ in pieces])
             yield states, [label for _, label in pieces], keys
@@ -76,8 +82,9 @@ def examples(
 
 
 def _rows(
-    prompts: Iterable[ConversationLike], labels: Iterable[Label], reading: Reading, encoder: Encoder
-) -> Iterator[tuple[Sequence[Conversation], int]]:
+    prompts: Iterable[ConversationLike], labels: Iterable[Label], reading: Reading
+) -> Iterator[tuple[Conversation, int, int]]:
+    """Conversations, the index of the judged turn, and the label."""
     if isinstance(prompts, (str, bytes)):
         raise DataError("prompts is one text; give a list of them")
     prompt_iterator, label_iterator = iter(prompts), iter(labels)
@@ -91,24 +98,25 @@ def _rows(
             fewer = "prompts" if prompt is _MISSING else "labels"
             raise DataError(f"there are only {row} {fewer}; give one label for every prompt")
         try:
-            yield _pieces(prompt, reading, encoder), parse_label(label)
+            conversation = Conversation.parse(prompt, target=reading.target)
+            found = conversation, conversation.turn_index(reading.target), parse_label(label)
         except (InputError, ValueError) as error:
             raise DataError(f"row {row}: {error}") from None
+        yield found
         row += 1
 
 
-def _pieces(prompt: object, reading: Reading, encoder: Encoder) -> list[Conversation]:
-    conversation = Conversation.parse(prompt, target=reading.target)
-    index = conversation.turn_index(reading.target)
+def _pieces(
+    conversation: Conversation, index: int, reading: Reading, encoder: Encoder, spans: TokenSpans
+) -> list[Conversation]:
     turn = conversation.messages[index]
-    spans = encoder.spans(turn.content)
-    context = in_context(conversation, index, len(spans), encoder, reading.window)
+    context = in_context(conversation, index, encoder, reading.window, spans)
     if context is not None:
         return [context]
     role = turn.role if turn.role == "assistant" else "user"
     return [
         Conversation((Message(role, turn.content[piece.start : piece.end]),))
-        for piece in training_pieces(turn.content, spans, reading.window, _WINDOWS_PER_PROMPT)
+        for piece in training_pieces(turn.content, spans(turn.content), reading.window, _WINDOWS_PER_PROMPT)
     ]
 
 

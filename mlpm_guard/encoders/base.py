@@ -92,8 +92,8 @@ class Encoder(Protocol):
     def load(self) -> object:
         """Load weights now instead of at first use."""
 
-    def spans(self, text: str) -> npt.NDArray[np.int64]:
-        """Character spans (start, end) of the tokens of `text`, an array of shape (tokens, 2)."""
+    def spans(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
+        """Character spans (start, end) of the tokens of every text, arrays of shape (tokens, 2)."""
 
     def encode(self, conversations: Sequence[Conversation], *, layers: Sequence[int] | None = None) -> States:
         """Layer states of shape (n, layers, dim), in the order of the conversations and of `layers`."""

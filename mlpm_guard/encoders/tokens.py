@@ -102,10 +102,10 @@ class PromptTokenizer:
             digest.update(json.dumps(self._backend.encode(probe).ids).encode())
         return digest.hexdigest()
 
-    def spans(self, text: str) -> npt.NDArray[np.int64]:
-        """Character spans of the tokens of a text, shape (tokens, 2)."""
-        offsets = self._backend.encode(text, add_special_tokens=False).offsets
-        return np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+    def spans(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
+        """Character spans of the tokens of every text, arrays of shape (tokens, 2)."""
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2) for encoding in encodings]
 
     def token_ids(self, conversations: Sequence[Conversation]) -> list[list[int]]:
         """Token ids of every conversation, exactly as the model is to read them, without padding or truncation.

@@ -225,9 +225,9 @@ class TransformerEncoder:
             )
         return self._identity
 
-    def spans(self, text: str) -> npt.NDArray[np.int64]:
-        """Character spans (start, end) of the tokens of a text, shape (tokens, 2)."""
-        return self._ready().prompts.spans(text)
+    def spans(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
+        """Character spans (start, end) of the tokens of every text, arrays of shape (tokens, 2)."""
+        return self._ready().prompts.spans(texts)
 
     def encode(self, conversations: Sequence[ConversationLike], *, layers: Sequence[int] | None = None) -> States:
         """Layer states of conversations.

@@ -10,7 +10,7 @@ state:
 
 Source: Chrabaszcz et al., "Efficient LLM Moderation with Multi-Layer Latent Prototypes", arXiv 2502.16174. No matrix is
 inverted: a Cholesky factor is solved against, or, with fewer prompts than dimensions, the n x n dual of it (Woodbury). numpy
-    and scipy only.
+and scipy only.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 
 from mlpm_guard.errors import DataError
+from mlpm_guard.prototypes.gram import add_gram
 from mlpm_guard.prototypes.statistics import CLASSES, Array, ClassStatistics, PrototypeStatistics
 
 
@@ -41,11 +42,14 @@ class Discriminants:
 
 @dataclass(frozen=True)
 class _Moments:
-    """What one layer's discriminant is made of; `scatter` is dense (dim, dim) or a factor (m, dim) whose Gram matrix it is."""
+    """What one layer's discriminant is made of.
+
+    The scatter is the upper triangle of a new (dim, dim) matrix, or a factor (m, dim) whose Gram matrix it is.
+    """
 
     count: float
     means: Array
-    dense: Array | None
+    upper: Array | None
     factor: Array | None
 
 
@@ -94,8 +98,8 @@ def _solve_layers(statistics: PrototypeStatistics, moments: Iterator[_Moments]) 
 
 def _solve(moments: _Moments, dim: int) -> tuple[Array, float]:
     delta = moments.means[1] - moments.means[0]
-    if moments.dense is not None:
-        trace = float(np.trace(moments.dense))
+    if moments.upper is not None:
+        trace = float(np.trace(moments.upper))
     else:
         assert moments.factor is not None
         trace = float(np.einsum("md,md->", moments.factor, moments.factor))
@@ -103,11 +107,9 @@ def _solve(moments: _Moments, dim: int) -> tuple[Array, float]:
     size = float(np.abs(moments.means).max())
     if not ridge > dim * (np.finfo(np.float32).eps * size) ** 2 * 1e-3:
         return np.zeros(dim), 0.0
-    if moments.dense is not None:
-        regularised = moments.dense.copy()
-        regularised.flat[:: dim + 1] += ridge
-        # The transpose of a symmetric matrix is itself, in the order that LAPACK works in without a copy.
-        factored = cho_factor(regularised.T, lower=True, overwrite_a=True, check_finite=False)
+    if moments.upper is not None:
+        moments.upper.flat[:: dim + 1] += ridge
+        factored = cho_factor(moments.upper.T, lower=True, overwrite_a=True, check_finite=False)
         weights = dim * cho_solve(factored, delta, check_finite=False)
     else:
         factor = moments.factor
@@ -140,13 +142,16 @@ def _moments(statistics: PrototypeStatistics, layer: int, left_out: dict[int, li
             removed.append(gone)
         count += number
     factor = np.concatenate(factors) if factors else np.zeros((0, statistics.dim))
-    if statistics.scatter is None:
-        small = len(factor) < statistics.dim
-        return _Moments(count, means, None, factor) if small else _Moments(count, means, factor.T @ factor, None)
-    dense = statistics.scatter[layer]
-    gone = np.concatenate(removed) if removed else np.zeros((0, statistics.dim))
-    dense = dense - gone.T @ gone if len(gone) else dense
-    return _Moments(count, means, dense + factor.T @ factor if len(factor) else dense, None)
+    if statistics.upper is None:
+        if len(factor) < statistics.dim:
+            return _Moments(count, means, None, factor)
+        upper = np.zeros((statistics.dim, statistics.dim))
+    else:
+        upper = statistics.upper[layer].copy()
+    add_gram(upper, factor)
+    for rows in removed:
+        add_gram(upper, rows, -1.0)
+    return _Moments(count, means, upper, None)
 
 
 def _downdate(of_class: ClassStatistics, layer: int, without: list[int]) -> tuple[float, Array, Array]:

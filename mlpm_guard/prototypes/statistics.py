@@ -1,8 +1,8 @@
 """Mergeable sufficient statistics of layer states, per class.
 
 Counts and means per class and layer, and the within-class scatter that the tied covariance is made of. They add and subtract
-exactly (Chan, Golub & LeVeque 1979), in float64, so that a fit can be streamed, merged from shards and undone. numpy only;
-knows nothing of text: prompts are known by 64-bit keys.
+exactly (Chan, Golub & LeVeque 1979), in float64, so that a fit can be streamed, merged from shards and undone. numpy and
+BLAS only; knows nothing of text: prompts are known by 64-bit keys.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mlpm_guard.errors import BundleCorruptError, DataError, NonFiniteError, UnknownPromptError
+from mlpm_guard.prototypes.gram import Array, add_gram, mirrored
 
-Array = npt.NDArray[np.float64]
 Keys = npt.NDArray[np.uint64]
 States = npt.NDArray[np.floating]
 
@@ -137,7 +137,12 @@ class PrototypeStatistics:
         self.dim = dim
         self.sample_size = sample_size
         self.classes: dict[int, ClassStatistics] = {label: ClassStatistics() for label in CLASSES}
-        self.scatter: Array | None = None
+        self.upper: Array | None = None
+
+    @property
+    def scatter(self) -> Array | None:
+        """Scatter that condensed classes share, shape (layers, dim, dim); None while all classes keep their rows. A copy."""
+        return None if self.upper is None else mirrored(self.upper)
 
     @property
     def capacity(self) -> int:
@@ -247,8 +252,8 @@ class PrototypeStatistics:
             _combine(one.rows, two.rows)
             one.prune(result.sample_size)
             one.ledger.add(two.ledger.keys())
-        if added.scatter is not None:
-            result.scatter = added.scatter if result.scatter is None else result.scatter + added.scatter
+        if added.upper is not None:
+            result.upper = added.upper if result.upper is None else result.upper + added.upper
         return result
 
     def require_known(self, labels: npt.NDArray[np.int64], keys: Keys) -> None:
@@ -297,8 +302,7 @@ class PrototypeStatistics:
         for layer in range(self.layers if keys else 0):
             states, weights = statistics.layer(layer, keys)
             statistics.mean[layer] = weights @ states / weights.sum()
-            centred = (states - statistics.mean[layer]) * np.sqrt(weights)[:, None]
-            scatter[layer] += centred.T @ centred
+            add_gram(scatter[layer], (states - statistics.mean[layer]) * np.sqrt(weights)[:, None])
         statistics.count = sum(times)
         statistics.ledger = KeyLedger(np.repeat(np.array(keys, np.uint64), times))
         statistics.complete = False
@@ -315,8 +319,7 @@ class PrototypeStatistics:
         for layer in range(self.layers):
             # The rank-one terms by which the classes' means move are rows like any other.
             parts = [states[:, layer] - mean[layer] for (_, states, _), mean in zip(blocks, means, strict=True)]
-            rows = np.concatenate([*parts, np.stack([shift[layer] for shift in shifts])])
-            scatter[layer] += rows.T @ rows
+            add_gram(scatter[layer], np.concatenate([*parts, np.stack([shift[layer] for shift in shifts])]))
         for (statistics, states, keys), mean in zip(blocks, means, strict=True):
             assert statistics.mean is not None
             total = statistics.count + len(states)
@@ -339,7 +342,7 @@ class PrototypeStatistics:
         scatter = self._shared()
         factor = statistics.count * count / total
         for layer in range(self.layers):
-            scatter[layer] += factor * np.outer(delta[layer], delta[layer])
+            add_gram(scatter[layer], np.sqrt(factor) * delta[layer, None])
         statistics.mean = statistics.mean + delta * (count / total)
         statistics.count = total
 
@@ -352,16 +355,14 @@ class PrototypeStatistics:
         scatter = self._shared()
         factor = left * len(block) / statistics.count
         for layer in range(self.layers):
-            centred = block[:, layer] - mean[layer]
-            scatter[layer] -= centred.T @ centred
-            delta = mean[layer] - before[layer]
-            scatter[layer] -= factor * np.outer(delta, delta)
+            shift = np.sqrt(factor) * (mean[layer] - before[layer])
+            add_gram(scatter[layer], np.concatenate([block[:, layer] - mean[layer], shift[None]]), -1.0)
         statistics.mean, statistics.count = before, left
 
     def _shared(self) -> Array:
-        if self.scatter is None:
-            self.scatter = np.zeros((self.layers, self.dim, self.dim))
-        return self.scatter
+        if self.upper is None:
+            self.upper = np.zeros((self.layers, self.dim, self.dim))
+        return self.upper
 
     # -- tensors ------------------------------------------------------------------------------------------------------------
 
@@ -394,9 +395,9 @@ class PrototypeStatistics:
             tensors[f"{label}.scale"] = scale.astype(np.float32)
             tensors[f"{label}.mean"] = np.asarray(statistics.mean)
             tensors[f"{label}.ledger"] = statistics.ledger.keys()
-        if self.scatter is not None:
+        if self.upper is not None:
             upper = np.triu_indices(self.dim)
-            tensors["scatter"] = np.stack([layer[upper] for layer in self.scatter]).astype(np.float32)
+            tensors["scatter"] = np.stack([layer[upper] for layer in self.upper]).astype(np.float32)
         return tensors
 
     @classmethod
@@ -417,10 +418,9 @@ class PrototypeStatistics:
                 upper = np.triu_indices(dim)
                 if packed.shape != (layers, len(upper[0])) or not np.isfinite(packed).all():
                     raise ValueError(f"the scatter has shape {packed.shape} or is not finite")
-                result.scatter = np.zeros((layers, dim, dim))
+                result.upper = np.zeros((layers, dim, dim))
                 for layer in range(layers):
-                    result.scatter[layer][upper] = packed[layer]
-                    result.scatter[layer] += np.triu(result.scatter[layer], 1).T
+                    result.upper[layer][upper] = packed[layer]
             elif not all(statistics.complete for statistics in result.classes.values()):
                 raise ValueError("the scatter is missing")
         except (KeyError, ValueError, IndexError, TypeError) as error:
