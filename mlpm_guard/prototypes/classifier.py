@@ -19,8 +19,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from mlpm_guard.errors import ConfigurationError, DataError, NotFittedError
 from mlpm_guard.prototypes.discriminant import fit_discriminants, out_of_fold_log_odds
-from mlpm_guard.prototypes.scorer import LayerScorer, sigmoid
-from mlpm_guard.prototypes.statistics import CLASSES, Array, Keys, PrototypeStatistics
+from mlpm_guard.prototypes.scorer import Array, LayerScorer, sigmoid
+from mlpm_guard.prototypes.statistics import CLASSES, Keys, PrototypeStatistics
 
 _MIN_PROMPTS = 2
 

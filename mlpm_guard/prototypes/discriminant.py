@@ -23,8 +23,8 @@ import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 
 from mlpm_guard.errors import DataError
-from mlpm_guard.prototypes.gram import add_gram
-from mlpm_guard.prototypes.statistics import CLASSES, Array, ClassStatistics, PrototypeStatistics
+from mlpm_guard.prototypes.gram import Array, add_gram
+from mlpm_guard.prototypes.statistics import CLASSES, ClassStatistics, PrototypeStatistics
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Gram matrices, added up in place.
 
 Only the upper triangle is kept: half the work, no second matrix, and no copy. It all goes through scipy, like the
-factorisations that follow: numpy brings a BLAS of its own, and two of them taking turns make their threads wait for one another.
+factorisations that follow: numpy brings a BLAS of its own, and two taking turns make their threads wait for one another.
 """
 
 from __future__ import annotations

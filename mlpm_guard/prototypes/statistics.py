@@ -310,7 +310,7 @@ class PrototypeStatistics:
 
     def _add(self, blocks: list[tuple[ClassStatistics, States, Keys]]) -> None:
         """Add prompts of condensed classes; one matrix product a layer for all of them."""
-        means = [np.asarray(states, np.float64).mean(axis=0) for _, states, _ in blocks]
+        means = [states.mean(axis=0, dtype=np.float64) for _, states, _ in blocks]
         shifts = [
             (mean - statistics.mean) * np.sqrt(statistics.count * len(states) / (statistics.count + len(states)))
             for (statistics, states, _), mean in zip(blocks, means, strict=True)
