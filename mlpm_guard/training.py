@@ -17,7 +17,7 @@ from mlpm_guard.prototypes.classifier import content_keys
 from mlpm_guard.windows import training_pieces
 
 if TYPE_CHECKING:
-    from mlpm_guard.prototypes.statistics import Keys
+    from mlpm_guard.prototypes.ledger import Keys
 
 Label: TypeAlias = int | bool | str
 """0, False or "safe"; 1, True or "unsafe"."""

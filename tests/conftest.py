@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlpm_guard import Guard
-from mlpm_guard.testing import MockEncoder
+from mlpm_guard.testing import MockEncoder, MockGuard
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
@@ -20,6 +20,21 @@ UNSAFE = [f"this is an unsafe request number {i}" for i in range(30)]
 def mock_guard() -> Guard:
     """A real guard, really fitted, on an encoder without weights."""
     return Guard(MockEncoder()).fit(SAFE + UNSAFE, [0] * 30 + [1] * 30, progress=False)
+
+
+@pytest.fixture
+def keyword_guard(monkeypatch: pytest.MonkeyPatch) -> MockGuard:
+    """What every command of the CLI then loads: flags what says "unsafe"."""
+    from mlpm_guard import cli
+
+    mock = MockGuard(lambda text: 0.9 if "unsafe" in text else 0.1)
+
+    def load(_bundle: str, threshold: float | None) -> MockGuard:
+        mock.threshold = 0.5 if threshold is None else threshold
+        return mock
+
+    monkeypatch.setattr(cli, "_load_guard", load)
+    return mock
 
 
 @pytest.fixture(scope="session")

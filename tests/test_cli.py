@@ -14,19 +14,6 @@ from tests.cli_support import SECRET, error_line, jsonl, prompts, run
 
 
 @pytest.fixture
-def guard(monkeypatch):
-    """What every command loads: flags what says "unsafe"."""
-    mock = MockGuard(lambda text: 0.9 if "unsafe" in text else 0.1)
-
-    def load(bundle, threshold):
-        mock.threshold = 0.5 if threshold is None else threshold
-        return mock
-
-    monkeypatch.setattr(cli, "_load_guard", load)
-    return mock
-
-
-@pytest.fixture
 def bundle(tmp_path, monkeypatch):
     """A saved guard of a mock encoder, which is what the commands then load bundles with."""
     data = prompts(60)
@@ -101,7 +88,7 @@ def test_a_reader_that_is_gone_is_an_error_and_not_a_judgement(bundle, json_too)
 # -- check --------------------------------------------------------------------------------------------------------------------
 
 
-def test_check_exits_with_0_for_allowed_and_1_for_flagged(guard):
+def test_check_exits_with_0_for_allowed_and_1_for_flagged(keyword_guard):
     allowed, flagged = run("check", "a kind word"), run("check", "an unsafe word")
     assert (allowed.exit_code, flagged.exit_code) == (0, 1)
     assert "allowed" in allowed.stdout
@@ -110,20 +97,20 @@ def test_check_exits_with_0_for_allowed_and_1_for_flagged(guard):
     assert "score 0.9000 >= threshold 0.5000" in flagged.stdout
 
 
-def test_check_shows_what_every_layer_adds(guard):
+def test_check_shows_what_every_layer_adds(keyword_guard):
     output = run("check", "an unsafe word").stdout
-    verdict = guard.check("an unsafe word")
+    verdict = keyword_guard.check("an unsafe word")
     assert f"{verdict.layers[0].contribution:+.3f}" in output
     assert f"{verdict.intercept:+.3f}" in output
 
 
-def test_check_prints_the_verdict_as_json(guard):
+def test_check_prints_the_verdict_as_json(keyword_guard):
     result = run("check", f"an unsafe {SECRET}", "--json")
-    assert Verdict.model_validate_json(result.stdout) == guard.check("an unsafe word")
+    assert Verdict.model_validate_json(result.stdout) == keyword_guard.check("an unsafe word")
     assert result.exit_code == 1
 
 
-def test_the_threshold_decides(guard):
+def test_the_threshold_decides(keyword_guard):
     assert run("check", "an unsafe word", "--threshold", "0.95").exit_code == 0
     assert run("check", "a kind word", "--threshold", "0.05").exit_code == 1
     assert "a probability from 0 to 1" in error_line(run("check", "a", "--threshold", "1.5"))
@@ -139,22 +126,22 @@ def test_check_reads_standard_input_with_or_without_a_last_line_break(monkeypatc
     assert seen == ["größe"] * 4
 
 
-def test_standard_input_that_is_not_utf8_is_an_error(guard):
+def test_standard_input_that_is_not_utf8_is_an_error(keyword_guard):
     assert "standard input is not UTF-8 (byte 6)" in error_line(run("check", "-", stdin=SECRET.encode() + b"\xff"))
 
 
-def test_standard_input_without_end_is_not_read_to_its_end(guard, monkeypatch):
+def test_standard_input_without_end_is_not_read_to_its_end(keyword_guard, monkeypatch):
     monkeypatch.setattr(cli, "_MAX_STDIN", 100)
     assert "standard input is longer" in error_line(run("check", "-", stdin=b"a" * 101))
     assert run("check", "-", stdin=b"a" * 100).exit_code == 0
 
 
-def test_a_text_that_starts_with_a_dash_goes_behind_two(guard):
+def test_a_text_that_starts_with_a_dash_goes_behind_two(keyword_guard):
     assert run("check", "--", "-unsafe").exit_code == 1
     assert run("check", "--threshold", "0.95", "--", "--json").exit_code == 0
 
 
-def test_a_text_that_cannot_be_judged_is_an_error(guard):
+def test_a_text_that_cannot_be_judged_is_an_error(keyword_guard):
     result = run("check", "   ", "--json")
     assert "empty_input" in error_line(result)
     assert Verdict.model_validate_json(result.stdout).error == "empty_input"

@@ -7,23 +7,16 @@ import time
 
 import pytest
 
-from mlpm_guard import cli, scoring
+from mlpm_guard import scoring
 from mlpm_guard.testing import MockGuard
 from tests.cli_support import KEYS, SECRET, error_line, jsonl, prompts, rows_of, run
 
 
 @pytest.fixture
-def guard(monkeypatch):
-    """What every command loads: flags what says "unsafe"."""
-    mock = MockGuard(lambda text: 0.9 if "unsafe" in text else 0.1)
-
-    def load(bundle, threshold):
-        mock.threshold = 0.5 if threshold is None else threshold
-        return mock
-
-    monkeypatch.setattr(cli, "_load_guard", load)
+def guard(keyword_guard, monkeypatch):
+    """The commands' guard, fed four rows at a time."""
     monkeypatch.setattr(scoring, "_BATCH_ROWS", 4)
-    return mock
+    return keyword_guard
 
 
 def test_score_writes_one_row_per_input_row_and_never_its_text(guard, tmp_path):

@@ -19,8 +19,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from mlpm_guard.errors import ConfigurationError, DataError, NotFittedError
 from mlpm_guard.prototypes.discriminant import fit_discriminants, out_of_fold_log_odds
+from mlpm_guard.prototypes.ledger import Keys
 from mlpm_guard.prototypes.scorer import Array, LayerScorer, sigmoid
-from mlpm_guard.prototypes.statistics import CLASSES, Keys, PrototypeStatistics
+from mlpm_guard.prototypes.statistics import CLASSES, PrototypeStatistics
 
 _MIN_PROMPTS = 2
 

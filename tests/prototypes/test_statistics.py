@@ -13,7 +13,8 @@ from layer_data import Labels, States, close, collect, make
 
 from mlpm_guard.errors import BundleCorruptError, DataError, NonFiniteError, UnknownPromptError
 from mlpm_guard.prototypes.discriminant import fit_discriminants
-from mlpm_guard.prototypes.statistics import KeyLedger, PrototypeStatistics
+from mlpm_guard.prototypes.ledger import KeyLedger
+from mlpm_guard.prototypes.statistics import PrototypeStatistics
 
 STATES, LABELS = make(30, 24)
 KEYS = np.random.default_rng(5).permutation(1000)[: len(LABELS)].astype(np.uint64)
