@@ -18,21 +18,12 @@ import numpy.typing as npt
 from mlpm_guard.errors import BundleCorruptError, DataError, NonFiniteError, UnknownPromptError
 from mlpm_guard.prototypes.gram import Array, add_gram, mirrored
 from mlpm_guard.prototypes.ledger import KeyLedger, Keys
-
-States = npt.NDArray[np.floating]
+from mlpm_guard.prototypes.rows import Row, Rows, States
 
 CLASSES = (0, 1)
 """0 is safe, 1 is unsafe."""
 _SAVED_SAMPLE_BYTES = 3_750_000
 _LEAST_SAVED = 256
-
-
-@dataclass
-class Row:
-    """One prompt's states, shape (layers, dim), float32, and how often it was learned."""
-
-    states: npt.NDArray[np.float32]
-    times: int
 
 
 @dataclass
@@ -51,7 +42,7 @@ class ClassStatistics:
         ledger: keys of every prompt learned (not complete only).
     """
 
-    rows: dict[int, Row] = field(default_factory=dict)
+    rows: Rows = field(default_factory=Rows)
     complete: bool = True
     count: int = 0
     mean: Array | None = None
@@ -152,7 +143,7 @@ class PrototypeStatistics:
                 condensed.append((statistics, states[chosen], keys[chosen]))
                 continue
             for index in chosen:
-                _remember(statistics.rows, int(keys[index]), states[index])
+                statistics.rows.remember(int(keys[index]), states[index])
             if len(statistics.rows) > self.capacity:
                 self._condense(statistics)
         if condensed:
@@ -205,13 +196,13 @@ class PrototypeStatistics:
         for label in CLASSES:
             one, two = result.classes[label], added.classes[label]
             if one.complete and two.complete and len(one.rows.keys() | two.rows.keys()) <= result.capacity:
-                _combine(one.rows, two.rows)
+                one.rows.combine(two.rows)
                 continue
             for owner, statistics in ((result, one), (added, two)):
                 if statistics.complete:
                     owner._condense(statistics)
             result._shift(one, two.count, added.means(label))
-            _combine(one.rows, two.rows)
+            one.rows.combine(two.rows)
             one.prune(result.sample_size)
             one.ledger.add(two.ledger.keys())
         if added.upper is not None:
@@ -291,7 +282,7 @@ class PrototypeStatistics:
             limit = max(statistics.rows) if len(statistics.rows) >= self.sample_size else None
             for index, key in enumerate(keys.tolist()):
                 if limit is None or key <= limit:
-                    _remember(statistics.rows, key, states[index])
+                    statistics.rows.remember(key, states[index])
             statistics.prune(self.sample_size)
 
     def _shift(self, statistics: ClassStatistics, count: int, mean: Array) -> None:
@@ -403,7 +394,7 @@ def _read_class(tensors: Mapping[str, npt.NDArray[np.generic]], label: int, laye
     if len(set(keys)) != len(keys) or any(n < 1 for n in times):
         raise ValueError(f"keys of class {label} repeat, or were learned less than once")
     result = ClassStatistics(
-        {key: Row(row.copy(), n) for key, n, row in zip(keys, times, rows, strict=True)}, complete=complete
+        Rows({key: Row(row.copy(), n) for key, n, row in zip(keys, times, rows, strict=True)}), complete=complete
     )
     if not complete:
         result.mean = np.asarray(tensors[f"{label}.mean"], np.float64).reshape(layers, dim).copy()
@@ -412,20 +403,3 @@ def _read_class(tensors: Mapping[str, npt.NDArray[np.generic]], label: int, laye
         result.ledger = KeyLedger(np.asarray(tensors[f"{label}.ledger"], np.uint64))
         result.count = len(result.ledger)
     return result
-
-
-def _remember(rows: dict[int, Row], key: int, states: States) -> None:
-    row = rows.get(key)
-    if row is None:
-        rows[key] = Row(np.array(states, np.float32), 1)
-    else:
-        row.times += 1
-
-
-def _combine(rows: dict[int, Row], others: Mapping[int, Row]) -> None:
-    for key, other in others.items():
-        row = rows.get(key)
-        if row is None:
-            rows[key] = other
-        else:
-            row.times += other.times
