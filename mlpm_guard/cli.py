@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from itertools import tee
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from mlpm_guard.conversation import Conversation
-    from mlpm_guard.datafiles import DataFile, Record
+    from mlpm_guard.datafiles import DataFile, Pair, Record
     from mlpm_guard.encoders.base import Encoder
     from mlpm_guard.guard import Guard
 
 _FLAGGED, _ERROR, _INTERRUPTED = 1, 2, 130
 _MAX_STDIN = 16 * 2**20
+_MODERATOR = "default-response"
 # typer's exceptions come from click or from its own copy of it, depending on its version; this is the right one either way.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
@@ -234,20 +235,40 @@ def evaluate(
     label_column: _LabelColumn = None,
     threshold: _Threshold = None,
     json: _Json = False,
+    pipeline: Annotated[
+        bool, typer.Option("--pipeline", help="Rows are prompts with answers: count what reaches the user.")
+    ] = False,
+    moderator: Annotated[
+        str, typer.Option("--moderator", help="With --pipeline: the guard that judges the answers.")
+    ] = _MODERATOR,
+    moderator_threshold: Annotated[
+        float | None, typer.Option("--moderator-threshold", help="With --pipeline: its threshold, 0 to 1.")
+    ] = None,
+    prompt_column: Annotated[
+        str | None, typer.Option("--prompt-column", help="With --pipeline: column with the prompts; by default prompt.")
+    ] = None,
+    response_column: Annotated[
+        str | None, typer.Option("--response-column", help="With --pipeline: column with the answers; response, else text.")
+    ] = None,
 ) -> None:
-    """Measure a guard on labelled prompts: overall, and for each source."""
+    """Measure a guard on labelled prompts: overall, and for each source.
+
+    With --pipeline the rows are prompts with answers, label 1 for a harmful answer. Printed is how many harmful answers reach
+    the user and how many harmless ones are lost: with BUNDLE before the model, with the moderator behind it, with both.
+    """
+    if pipeline:
+        if text_column is not None:
+            _fail("--text-column: with --pipeline the columns are named by --prompt-column and --response-column")
+        pairs = _Pairs(_open(files, None, label_column), prompt_column, response_column)
+        _evaluate_pipeline(_load_guard(bundle, threshold), _load_guard(moderator, moderator_threshold), pairs, json)
+        return
+    if moderator != _MODERATOR or {moderator_threshold, prompt_column, response_column} != {None}:
+        _fail("--moderator, --moderator-threshold, --prompt-column and --response-column need --pipeline")
     from mlpm_guard.evaluation.runner import evaluate as run
 
     data = _open(files, text_column, label_column)
     guard = _load_guard(bundle, threshold)
-    with _progress("evaluating", data) as advance:
-        done = 0
-
-        def count(rows: int) -> None:
-            nonlocal done
-            done += rows
-            advance(done)
-
+    with _counted("evaluating", data) as count:
         evaluation = run(guard, (record for each in data for record in each), progress=count)
     if json:
         typer.echo(evaluation.model_dump_json())
@@ -255,6 +276,31 @@ def evaluate(
         from mlpm_guard.rendering import evaluation_table, show
 
         show(evaluation_table(evaluation))
+
+
+class _Pairs(NamedTuple):
+    """Files of prompts with answers, and where in a row both stand."""
+
+    files: list[DataFile]
+    prompt_column: str | None
+    response_column: str | None
+
+    def rows(self) -> Iterator[Pair]:
+        for file in self.files:
+            yield from file.pairs(prompt_column=self.prompt_column, response_column=self.response_column)
+
+
+def _evaluate_pipeline(guard: Guard, moderator: Guard, pairs: _Pairs, json: bool) -> None:
+    from mlpm_guard.evaluation.pipeline import evaluate_pipeline
+
+    with _counted("evaluating", pairs.files) as count:
+        evaluation = evaluate_pipeline(guard, moderator, pairs.rows(), progress=count)
+    if json:
+        typer.echo(evaluation.model_dump_json())
+    else:
+        from mlpm_guard.rendering import pipeline_table, show
+
+        show(pipeline_table(evaluation))
 
 
 def main() -> None:
@@ -330,6 +376,20 @@ def _standard_input() -> str:
         raise DataError(f"standard input is not UTF-8 (byte {error.start + 1}); convert it first") from None
     # The line break that echo adds is not part of the prompt.
     return text.removesuffix("\n").removesuffix("\r")
+
+
+@contextmanager
+def _counted(what: str, data: Sequence[DataFile]) -> Iterator[Callable[[int], None]]:
+    """`_progress` for a run that tells how many rows it did since it last told."""
+    with _progress(what, data) as advance:
+        done = 0
+
+        def count(rows: int) -> None:
+            nonlocal done
+            done += rows
+            advance(done)
+
+        yield count
 
 
 @contextmanager

@@ -22,6 +22,12 @@ TEXT_COLUMNS = ("text", "prompt", "messages", "question", "instruction")
 
 LABEL_COLUMN = "label"
 
+PROMPT_COLUMN = "prompt"
+"""Where the prompt of an answer is looked for when no column is named."""
+
+RESPONSE_COLUMNS = ("response", "text")
+"""Where answers are looked for, in this order, when no column is named."""
+
 Labels: TypeAlias = Literal["required", "optional", "ignored"]
 
 _MAX_LINE = 64 * 2**20
@@ -52,6 +58,25 @@ class Record:
     label: int | None
     source: str
     category: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One row of a file of prompts and answers.
+
+    Attributes:
+        line: line of the file that the row starts on, from 1; the row's number in a Parquet file.
+        prompt: a text, or the list of role/content messages that was answered.
+        response: the answer.
+        label: 0 harmless, 1 harmful answer, None where the row has none.
+        source: the column `source`, else the file's name without its extension.
+    """
+
+    line: int
+    prompt: str | list[dict[str, Any]] = field(repr=False)
+    response: str = field(repr=False)
+    label: int | None
+    source: str
 
 
 class DataFile:
@@ -115,13 +140,41 @@ class DataFile:
         return f"{type(self).__name__}({str(self.path)!r})"
 
     def __iter__(self) -> Iterator[Record]:
-        read = self._read_parquet if self._kind == "parquet" else self._read_lines
         to_record: _ToRecord | None = None
-        for line, row in read():
+        for line, row in self._rows():
             if to_record is None:
                 to_record = _ToRecord(self.path, self.stem, self.text_column, self._label_column, self._labels, row)
-            yield to_record(line, row)
-        if to_record is None:
+            yield to_record.record(line, row)
+
+    def pairs(self, *, prompt_column: str | None = None, response_column: str | None = None) -> Iterator[Pair]:
+        """The rows as prompts with their answers, read from the start, in constant memory.
+
+        Args:
+            prompt_column: where the prompts are; by default `PROMPT_COLUMN`. Holds texts or lists of messages.
+            response_column: where the answers are; by default the first of `RESPONSE_COLUMNS` that the first row has.
+
+        Raises:
+            DataError: a row is malformed; the message names its line.
+        """
+        prompt = PROMPT_COLUMN if prompt_column is None else prompt_column
+        to_row: _ToRecord | None = None
+        for line, row in self._rows({prompt, *RESPONSE_COLUMNS, *([] if response_column is None else [response_column])}):
+            if to_row is None:
+                to_row = _ToRecord(self.path, self.stem, prompt, self._label_column, self._labels, row)
+                if response_column is None:
+                    response_column = next((name for name in RESPONSE_COLUMNS if name in row), RESPONSE_COLUMNS[0])
+                if response_column == prompt:
+                    raise ConfigurationError("prompts and answers are in different columns; the same one is named for both")
+            assert response_column is not None
+            yield to_row.pair(line, row, response_column)
+
+    def _rows(self, more: Iterable[str] = ()) -> Iterator[tuple[int, Row]]:
+        """Rows with their lines; `more` names columns that are wanted beside the usual ones."""
+        empty = True
+        for line, row in self._read_parquet(more) if self._kind == "parquet" else self._read_lines():
+            empty = False
+            yield line, row
+        if empty:
             raise DataError(f"{self.path} holds no rows")
 
     def _read_lines(self) -> Iterator[tuple[int, Row]]:
@@ -136,12 +189,12 @@ class DataFile:
         except OSError as error:
             raise _unreadable(self.path, error) from error
 
-    def _read_parquet(self) -> Iterator[tuple[int, Row]]:
+    def _read_parquet(self, more: Iterable[str]) -> Iterator[tuple[int, Row]]:
         parquet, arrow_error = _parquet()
         try:
             with parquet.ParquetFile(self.path) as file:
                 known = list(file.schema_arrow.names)
-                wanted = {"id", "source", "category", *TEXT_COLUMNS, LABEL_COLUMN, self.text_column, self._label_column}
+                wanted = {"id", "source", "category", *TEXT_COLUMNS, LABEL_COLUMN, self.text_column, self._label_column, *more}
                 columns = [name for name in known if name in wanted]
                 total, line = max(file.metadata.num_rows, 1), 0
                 for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
@@ -279,17 +332,27 @@ class _ToRecord:
                 )
             self._text_column = found
 
-    def __call__(self, line: int, row: Row) -> Record:
+    def record(self, line: int, row: Row) -> Record:
         identity = row.get("id")
-        source = _name(row.get("source"))
         return Record(
             line=line,
             id=None if identity is None or isinstance(identity, (list, dict)) else str(identity),
             conversation=self._conversation(line, row),
             label=self._label(line, row),
-            source=self._stem if source is None else source,
+            source=self._source(row),
             category=_name(row.get("category")),
         )
+
+    def pair(self, line: int, row: Row, response_column: str) -> Pair:
+        response = self._get(line, row, response_column)
+        if not isinstance(response, str):
+            what = "is null" if response is None else f"holds {_json_name(response)}"
+            raise _bad(self._path, line, f"{_quoted(response_column)} {what}; every row needs an answer that is a text")
+        return Pair(line, self._conversation(line, row), response, self._label(line, row), self._source(row))
+
+    def _source(self, row: Row) -> str:
+        source = _name(row.get("source"))
+        return self._stem if source is None else source
 
     def _conversation(self, line: int, row: Row) -> str | list[dict[str, Any]]:
         column = self._text_column

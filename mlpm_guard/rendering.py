@@ -13,6 +13,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from mlpm_guard.bundle import Bundle
     from mlpm_guard.evaluation.metrics import Metrics
+    from mlpm_guard.evaluation.pipeline import Flow, PipelineEvaluation
     from mlpm_guard.evaluation.runner import Evaluation
     from mlpm_guard.verdict import Verdict
 
@@ -133,6 +134,27 @@ def evaluation_table(evaluation: Evaluation) -> RenderableType:
     return Group(table, Text("\n".join(lines)))
 
 
+def pipeline_table(evaluation: PipelineEvaluation) -> RenderableType:
+    """What reaches the user with each chain, overall and by source."""
+    table = _table("source", "chain", "harmful reaching", "share", "harmless lost", "share")
+    shown = list(evaluation.sources.items())[:_MAX_SOURCES] if len(evaluation.sources) > 1 else []
+    for source, flow in [*shown, ("all", evaluation.overall)]:
+        for row in _chain_rows(printable(source), flow):
+            table.add_row(*row)
+        table.add_section()
+    hidden = len(evaluation.sources) - _MAX_SOURCES
+    lines = [
+        f"input gate: threshold {evaluation.guard_threshold:.4f}, guard {printable(evaluation.guard_id or 'not saved')}",
+        f"output moderation: threshold {evaluation.moderator_threshold:.4f}, guard "
+        f"{printable(evaluation.moderator_id or 'not saved')}",
+    ]
+    if hidden > 0:
+        lines.append(f"{hidden} more sources are in the --json output")
+    if evaluation.overall.errors:
+        lines.append(f"{evaluation.overall.errors} rows could not be judged; what happens to them follows on_error")
+    return Group(table, Text("\n".join(lines)))
+
+
 def show(renderable: RenderableType) -> None:
     """Print to standard output; a pipe gets the full width, so that no figure is cut."""
     console = Console()
@@ -161,3 +183,19 @@ def _cells(source: str, metrics: Metrics) -> list[Text]:
     )
     shown = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
     return [Text(cell) for cell in (source, str(metrics.n), str(metrics.unsafe), *shown, str(metrics.errors))]
+
+
+def _chain_rows(source: str, flow: Flow) -> list[list[Text]]:
+    rows = []
+    for index, (chain, outcome) in enumerate(flow.chains.items()):
+        shares = ["-" if share is None else f"{share:.3f}" for share in (outcome.harmful_share, outcome.harmless_share)]
+        cells = (
+            "" if index else source,
+            chain.replace("_", " "),
+            f"{outcome.harmful_reaching} of {flow.harmful}",
+            shares[0],
+            f"{outcome.harmless_lost} of {flow.harmless}",
+            shares[1],
+        )
+        rows.append([Text(cell) for cell in cells])
+    return rows
