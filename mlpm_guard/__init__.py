@@ -43,10 +43,12 @@ if TYPE_CHECKING:
     )
     from mlpm_guard.guard import Guard
     from mlpm_guard.prototypes.classifier import PrototypeClassifier
+    from mlpm_guard.streaming import AsyncModeratedStream, ModeratedStream, StreamModerator
     from mlpm_guard.verdict import Action, LayerEvidence, Verdict, WindowEvidence
 
 _HOME = {
     "Action": "verdict",
+    "AsyncModeratedStream": "streaming",
     "Blocked": "errors",
     "BundleCorruptError": "errors",
     "BundleError": "errors",
@@ -70,11 +72,13 @@ _HOME = {
     "LayerEvidence": "verdict",
     "Message": "conversation",
     "MlpmGuardError": "errors",
+    "ModeratedStream": "streaming",
     "NonFiniteError": "errors",
     "NotFittedError": "errors",
     "PromptBlocked": "errors",
     "PrototypeClassifier": "prototypes.classifier",
     "ResponseBlocked": "errors",
+    "StreamModerator": "streaming",
     "TransformerEncoder": "encoders.transformer",
     "UnknownPromptError": "errors",
     "UnsupportedArchitectureError": "errors",
@@ -85,6 +89,7 @@ _HOME = {
 
 __all__ = [
     "Action",
+    "AsyncModeratedStream",
     "Blocked",
     "BundleCorruptError",
     "BundleError",
@@ -108,11 +113,13 @@ __all__ = [
     "LayerEvidence",
     "Message",
     "MlpmGuardError",
+    "ModeratedStream",
     "NonFiniteError",
     "NotFittedError",
     "PromptBlocked",
     "PrototypeClassifier",
     "ResponseBlocked",
+    "StreamModerator",
     "TransformerEncoder",
     "UnknownPromptError",
     "UnsupportedArchitectureError",

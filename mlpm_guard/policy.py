@@ -16,6 +16,9 @@ from mlpm_guard.verdict import Action, LayerEvidence, Mode, Target, Verdict
 
 OnError: TypeAlias = Literal["block", "allow", "raise"]
 
+DEFAULT_REFUSAL = "I can't help with that."
+"""What a gate says in place of a blocked prompt's answer, or of a blocked answer."""
+
 _log = logging.getLogger("mlpm_guard")
 _log.addHandler(logging.NullHandler())
 

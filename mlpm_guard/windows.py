@@ -17,7 +17,7 @@ import numpy.typing as npt
 Kind: TypeAlias = Literal["whole", "window", "fragment"]
 Spans = npt.NDArray[np.int64]
 
-_BREAK = re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？؟।]\s*|[\r\n]+\s*")
+SENTENCE_BREAK = re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？؟।]\s*|[\r\n]+\s*")
 _SHORTEST = 5
 _LONGEST = 40
 _SPAN, _STEP = 24, 12
@@ -81,7 +81,7 @@ def _piece(text: str, spans: Spans, start: int, end: int, kind: Kind) -> Piece:
 
 
 def _fragments(text: str, spans: Spans) -> list[tuple[int, int]]:
-    breaks = [found.end() for found in _BREAK.finditer(text)]
+    breaks = [found.end() for found in SENTENCE_BREAK.finditer(text)]
     edges = np.unique(np.searchsorted(spans[:, 0], [0, *breaks, len(text)], side="left")).tolist()
     sentences: list[tuple[int, int]] = []
     start = 0

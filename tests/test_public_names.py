@@ -26,6 +26,9 @@ WALLS = {
     "policy": {"errors", "verdict", "conversation", "judging", "prototypes"},
     "training": {"errors", "verdict", "conversation", "windows", "encoders", "prototypes", "judging"},
     "batching": set(),
+    "segments": {"windows"},
+    "sources": {"errors"},
+    "moderation": {"errors", "verdict", "conversation", "segments", "sources"},
 }
 
 
