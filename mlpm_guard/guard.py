@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -442,6 +443,43 @@ class Guard:
         """
         return self._trainable()
 
+    def bound_to(self, encoder: Encoder) -> Self:
+        """The same guard on an encoder that is loaded already, such as one over the model that answers.
+
+        Raises:
+            NotFittedError: the guard was neither fitted nor loaded.
+            BundleMismatchError: the encoder is not the one that the guard was fitted on; the message names what differs.
+        """
+        bundle = self._known().bundle
+        fitted_on = self._encoder.identity if bundle is None else bundle.manifest.encoder
+        differences = fitted_on.differences(encoder.identity)
+        if differences:
+            raise BundleMismatchError(
+                "the guard was fitted on another encoder; " + "; ".join(differences), None if bundle is None else bundle.path
+            )
+        bound = copy.copy(self)
+        bound._encoder = encoder
+        bound._checked = True
+        return bound
+
+    def policy(self) -> Policy:
+        """A snapshot of everything that a verdict depends on, so that a refit on another thread cannot mix two guards.
+
+        Raises:
+            NotFittedError: the guard was neither fitted nor loaded.
+        """
+        scorer, bundle = self._known()
+        known = bundle.manifest.encoder.layers if bundle is not None else self._encoder.layers
+        return Policy(
+            scorer=scorer,
+            layers=tuple(known[position] for position in scorer.positions),
+            threshold=self.threshold,
+            target=self.target,
+            mode=self.mode,
+            on_error=self.on_error,
+            bundle_id=None if bundle is None else bundle.bundle_id,
+        )
+
     # -- how: judging -------------------------------------------------------------------------------------------------------
 
     def _run(self, conversations: Sequence[ConversationLike]) -> list[Verdict]:
@@ -487,7 +525,7 @@ class Guard:
                     future.exception()  # an error that nobody is going to read is marked as seen
 
     def _late(self) -> Verdict | MlpmGuardError:
-        return self._policy().failed(GuardTimeoutError(f"no verdict within {self.timeout} s"))
+        return self.policy().failed(GuardTimeoutError(f"no verdict within {self.timeout} s"))
 
     def _settled(self, results: Iterable[Verdict | MlpmGuardError]) -> list[Verdict]:
         verdicts = []
@@ -507,7 +545,7 @@ class Guard:
         return results
 
     def _judge_slice(self, inputs: Sequence[ConversationLike], cancelled: threading.Event) -> list[Verdict | MlpmGuardError]:
-        policy = self._policy()
+        policy = self.policy()
         results: list[Verdict | MlpmGuardError | None] = []
         parsed: list[Conversation] = []
         for value in inputs:
@@ -550,20 +588,6 @@ class Guard:
             raise NotFittedError("this guard knows no prototypes yet: call fit(prompts, labels), or Guard.from_pretrained()")
         return self._model
 
-    def _policy(self) -> Policy:
-        """A snapshot of everything that a verdict depends on, so that a refit on another thread cannot mix two guards."""
-        scorer, bundle = self._known()
-        known = bundle.manifest.encoder.layers if bundle is not None else self._encoder.layers
-        return Policy(
-            scorer=scorer,
-            layers=tuple(known[position] for position in scorer.positions),
-            threshold=self.threshold,
-            target=self.target,
-            mode=self.mode,
-            on_error=self.on_error,
-            bundle_id=None if bundle is None else bundle.bundle_id,
-        )
-
     def _reading(self) -> Reading:
         return Reading(self.target, self.window, self._normalise, self._fragment_margin)
 
@@ -589,8 +613,6 @@ class Guard:
             self._model = _Model(classifier.scorer_, None)
 
     def _copy_of_trainable(self) -> PrototypeClassifier:
-        import copy
-
         return copy.deepcopy(self._trainable())
 
     def _trainable(self) -> PrototypeClassifier:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from mlpm_guard.conversation import Conversation
-from mlpm_guard.errors import EncoderError, MlpmGuardError
+from mlpm_guard.errors import EncoderError, MlpmGuardError, NonFiniteError
 from mlpm_guard.judging import Evidence
 from mlpm_guard.prototypes.scorer import LayerScorer, sigmoid
-from mlpm_guard.verdict import Action, LayerEvidence, Mode, Target, Verdict
+from mlpm_guard.verdict import Action, LayerEvidence, Mode, Target, Verdict, WindowEvidence
 
 OnError: TypeAlias = Literal["block", "allow", "raise"]
 
@@ -44,6 +46,30 @@ class Policy:
     mode: Mode
     on_error: OnError
     bundle_id: str | None
+
+    def judge(
+        self,
+        conversations: Sequence[Conversation],
+        states: npt.NDArray[np.floating],
+        view: Literal["prefill", "decode"],
+    ) -> list[Verdict | MlpmGuardError]:
+        """Verdicts on states that were read elsewhere, shape (n, used layers, dim); one state a conversation."""
+        where = WindowEvidence(view=view, form="raw", kind="whole", index=0, count=1)
+        try:
+            layer_log_odds = self.scorer.log_odds(states)
+            scores = self.scorer.aggregate(layer_log_odds)
+        except Exception as error:  # noqa: BLE001  (fails closed, whatever went wrong)
+            failure = EncoderError(f"scoring failed ({type(error).__name__})")
+            return [self.failed(failure, conversation.not_judged) for conversation in conversations]
+        return [
+            self.settle(
+                conversation,
+                Evidence(float(score), row, 0.0, where, 1)
+                if np.isfinite(row).all()
+                else NonFiniteError("the model's states give a score that is not a number"),
+            )
+            for conversation, score, row in zip(conversations, scores, layer_log_odds, strict=True)
+        ]
 
     def settle(self, conversation: Conversation, evidence: Evidence | MlpmGuardError) -> Verdict | MlpmGuardError:
         """The verdict on a conversation; with `on_error="raise"` the error, for the caller to raise."""
@@ -94,3 +120,12 @@ class Policy:
             mode=self.mode,
             bundle_id=self.bundle_id,
         )
+
+
+def worse(one: Verdict, other: Verdict) -> Verdict:
+    """The verdict that decides: a blocking one, then one without a score, then the higher score."""
+
+    def rank(verdict: Verdict) -> tuple[bool, bool, float]:
+        return verdict.blocked, verdict.error is not None, verdict.score or 0.0
+
+    return other if rank(other) > rank(one) else one

@@ -48,7 +48,9 @@ class WindowEvidence(BaseModel):
     """Where in the conversation the score comes from.
 
     Attributes:
-        view: "turn" (the judged turn alone) or "context" (the turn together with what came before it).
+        view: "turn" (the judged turn alone), "context" (the turn together with what came before it), "prefill" (the
+            conversation as the answering model read it), or "decode" (the answer as that model wrote it; `index` counts its
+            tokens).
         form: "raw" text, or "normalised" (look-alike and invisible characters folded).
         kind: "whole" text, an overlapping "window" of a longer one, or a "fragment" (a sentence, or part of a very long one).
         index: position of this piece within its view and form, from 0.
@@ -57,7 +59,7 @@ class WindowEvidence(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    view: Literal["turn", "context"]
+    view: Literal["turn", "context", "prefill", "decode"]
     form: Literal["raw", "normalised"]
     kind: Literal["whole", "window", "fragment"]
     index: int = Field(ge=0)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import uuid
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -101,26 +102,58 @@ class Capture:
         pool: what to keep of each.
         stop_at: index after which the pass is stopped, or None to let it finish.
         states: what was read so far. A later call of the same block replaces an earlier one (chunked prefill).
-        closed: nothing is read any more.
     """
 
     wanted: frozenset[int]
     pool: Pool
     stop_at: int | None = None
     states: dict[int, Tensor] = field(default_factory=dict)
-    closed: bool = False
 
     def read(self, index: int, hidden: Tensor) -> None:
         """Keep a state if it is wanted; end the pass if it is the last."""
-        if self.closed:
-            return
         if index in self.wanted:
             self.states[index] = self.pool(hidden.detach())
         if index == self.stop_at:
             raise StopForwardError
 
 
-_active: ContextVar[Capture | None] = ContextVar("mlpm_guard_capture", default=None)
+@dataclass
+class GenerationCapture:
+    """States of a `generate` call: of the last prompt token, then of every token that is fed back.
+
+    The prompt's state is found by its position, not as the last of a forward pass: a prefill may come in chunks, and prompt
+    lookup appends candidates to it. Tensors are float32 copies of shape (rows, dim), by `hidden_states` index.
+
+    Attributes:
+        position: the probe position, counted in (left-padded) tokens.
+        wanted: indices to keep of the prompt.
+        decoded: indices to keep of generated tokens.
+        prompt: the prompt's states.
+        newest: states of the token that was fed last.
+        answering: whether the prompt has been judged; its states are not read any more.
+    """
+
+    position: int
+    wanted: frozenset[int]
+    decoded: frozenset[int] = frozenset()
+    prompt: dict[int, Tensor] = field(default_factory=dict)
+    newest: dict[int, Tensor] = field(default_factory=dict)
+    answering: bool = False
+    _seen: dict[int, int] = field(default_factory=dict)
+
+    def read(self, index: int, hidden: Tensor) -> None:
+        """Keep a state if it is wanted."""
+        if self.answering:
+            if index in self.decoded:
+                self.newest[index] = hidden[:, -1].detach().to(torch.float32, copy=True)
+        elif index in self.wanted:
+            start = self._seen.get(index, 0)
+            self._seen[index] = end = start + hidden.shape[1]
+            if start <= self.position < end:
+                self.prompt[index] = hidden[:, self.position - start].detach().to(torch.float32, copy=True)
+
+
+_active: ContextVar[tuple[str, Capture | GenerationCapture] | None] = ContextVar("mlpm_guard_capture", default=None)
 
 
 def find_core(model: nn.Module) -> nn.Module:
@@ -173,16 +206,18 @@ def _hidden(output: Any) -> Tensor:
 class _Hook:
     """Reads the state of one block. A class rather than a closure, so that hooked models can still be pickled."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, owner: str, index: int) -> None:
+        self._owner = owner
         self._index = index
 
     def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
         # A compiled graph cannot read context variables; a probe is inert there.
         if torch.compiler.is_compiling():
             return
-        capture = _active.get()
-        if capture is not None:
-            capture.read(self._index, _hidden(output))
+        active = _active.get()
+        # Another hooked model may run in the same context, such as the assistant of speculative decoding.
+        if active is not None and active[0] == self._owner:
+            active[1].read(self._index, _hidden(output))
 
 
 class Probe:
@@ -197,10 +232,11 @@ class Probe:
 
     def __init__(self, core: nn.Module, count: int, name: str) -> None:
         self.depth = count
+        self._name = uuid.uuid4().hex
         for index, block in enumerate(find_blocks(core, count, name), start=1):
             if index < count:
-                block.register_forward_hook(_Hook(index))
-        core.register_forward_hook(_Hook(count))
+                block.register_forward_hook(_Hook(self._name, index))
+        core.register_forward_hook(_Hook(self._name, count))
 
     @classmethod
     def of(cls, core: nn.Module, count: int, name: str) -> Probe:
@@ -212,30 +248,34 @@ class Probe:
             return probe
 
     @contextlib.contextmanager
-    def capture(self, wanted: frozenset[int], pool: Pool, *, stop: bool = False) -> Iterator[Capture]:
-        """Read states of every forward pass that this context runs.
-
-        Args:
-            wanted: `hidden_states` indices, 1 to depth.
-            pool: what to keep of each.
-            stop: end the pass after the deepest wanted state (by `StopForwardError`, which the caller of the model sees).
-        """
-        deepest = max(wanted)
-        capture = Capture(wanted, pool, deepest if stop and deepest < self.depth else None)
-        token = _active.set(capture)
+    def reading(self, capture: Capture | GenerationCapture) -> Iterator[None]:
+        """Have a capture read every forward pass that this context runs on this model."""
+        token = _active.set((self._name, capture))
         try:
-            yield capture
+            yield
         finally:
             _active.reset(token)
 
     def states(self, run: Callable[[], object], wanted: tuple[int, ...], pool: Pool) -> Tensor:
         """Run a forward pass as deep as needed and return its states, shape (batch, len(wanted), dim), float32."""
-        with self.capture(frozenset(wanted), pool, stop=True) as capture, contextlib.suppress(StopForwardError):
+        deepest = max(wanted)
+        capture = Capture(frozenset(wanted), pool, deepest if deepest < self.depth else None)
+        with self.reading(capture), contextlib.suppress(StopForwardError):
             run()
-        missing = [index for index in wanted if index not in capture.states]
-        if missing:
-            raise UnsupportedArchitectureError(
-                f"the model ran without calling blocks {missing}; a compiled model or one with skipped layers cannot be read"
-            )
-        device = capture.states[wanted[-1]].device
-        return torch.stack([capture.states[index].to(device) for index in wanted], dim=1)
+        return stacked(capture.states, wanted)
+
+
+def stacked(states: Mapping[int, Tensor], wanted: Sequence[int]) -> Tensor:
+    """States by index, each of shape (rows, dim), as one tensor of shape (rows, len(wanted), dim).
+
+    Raises:
+        UnsupportedArchitectureError: some were not read.
+    """
+    missing = [index for index in wanted if index not in states]
+    if missing:
+        raise UnsupportedArchitectureError(
+            f"the model ran without calling blocks {missing}: inside a compiled model hooks do not run, and skipped layers "
+            "have no state. Use the model as it was before torch.compile (for generate: disable_compile=True)."
+        )
+    device = states[wanted[-1]].device
+    return torch.stack([states[index].to(device) for index in wanted], dim=1)

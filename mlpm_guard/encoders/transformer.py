@@ -8,6 +8,7 @@ import inspect
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from mlpm_guard.conversation import Conversation, ConversationLike
 from mlpm_guard.encoders.base import EncoderIdentity, States
-from mlpm_guard.encoders.blocks import POOLS, Probe, find_core
+from mlpm_guard.encoders.blocks import POOLS, GenerationCapture, Probe, find_core
 from mlpm_guard.encoders.tokens import PromptTokenizer, context_length
 from mlpm_guard.errors import (
     ConfigurationError,
@@ -264,6 +265,28 @@ class TransformerEncoder:
         for batch in _batches(lengths, self.batch_tokens):
             states[batch] = self._forward(state, [ids[row] for row in batch], wanted)
         return states
+
+    def prompt_ids(self, conversations: Sequence[Conversation]) -> list[list[int]]:
+        """Token ids of conversations exactly as the model reads them; the last one of each is the probe position.
+
+        Raises:
+            InvalidConversationError: the chat template refuses a conversation's roles.
+        """
+        return self._ready().prompts.token_ids(conversations)
+
+    @property
+    def pad_id(self) -> int:
+        """Token id to pad with."""
+        return self._ready().prompts.pad_id
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens that the model reads at once; None where there is no limit."""
+        return self._ready().max_tokens
+
+    def reading(self, capture: GenerationCapture) -> AbstractContextManager[None]:
+        """Have a capture read every forward pass that this context runs on the model."""
+        return self._ready().probe.reading(capture)
 
     # -- how --------------------------------------------------------------------------------------------------------------
 

@@ -134,6 +134,29 @@ CAUSAL: dict[str, Callable[[], Any]] = {
         vocab_size=VOCAB, hidden_size=32, n_layer=4, n_head=4, pad_token_id=0, bos_token_id=1, eos_token_id=2
     ),
 }
+STATEFUL: dict[str, Callable[[], Any]] = {
+    "lfm2": lambda: config(
+        "Lfm2Config",
+        num_key_value_heads=2,
+        layer_types=["conv", "full_attention", "conv", "full_attention"],
+        block_ff_dim=64,
+    ),
+    "jamba": lambda: config(
+        "JambaConfig",
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+        num_experts=2,
+        num_experts_per_tok=1,
+        mamba_d_state=4,
+        mamba_dt_rank=4,
+    ),
+    "mamba": lambda: transformers.MambaConfig(
+        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=4, state_size=4, pad_token_id=0, bos_token_id=1, eos_token_id=2
+    ),
+}
+"""Models with recurrent or convolutional blocks."""
 ENCODERS: dict[str, Callable[[], Any]] = {
     "bert": lambda: config("BertConfig"),
     "roberta": lambda: config("RobertaConfig"),
