@@ -27,7 +27,7 @@ from mlpm_guard.errors import (
     MlpmGuardError,
 )
 from mlpm_guard.guard import Guard
-from mlpm_guard.policy import DEFAULT_REFUSAL
+from mlpm_guard.policy import DEFAULT_REFUSAL, worse
 from mlpm_guard.prefill import NothingToAnswerError, PrefillGate, RetireRows, StopRows
 from mlpm_guard.streaming import StreamModerator
 from mlpm_guard.tokenstream import TokenStream
@@ -342,26 +342,22 @@ class GuardedGenerator:
         results = list(answers)
         unread: list[int] = []
         for index, answer in enumerate(answers):
-            if answer.blocked or not answer.text.strip():
+            if answer.blocked:
                 continue
-            verdict = None
+            complete = False
             if monitor is not None:
-                content = len([token for token in answer.token_ids if token not in ends])
-                verdict = monitor.verdicts[index]
-                results[index] = answer = replace(answer, token_scores=monitor.token_scores(index))
-                complete = monitor.judged(index) >= content
-                if not complete and not monitor.stopped[index]:
-                    # The last token of an answer that was cut off is never read back by the model.
-                    unread.append(index)
-                    continue
-            else:
+                content = sum(token not in ends for token in answer.token_ids)
+                # The last token of an answer that was cut off is never read back by the model.
+                complete = monitor.stopped[index] or monitor.judged(index) >= content
+                scored = replace(answer, token_scores=monitor.token_scores(index))
+                results[index] = self._released(scored, monitor.verdicts[index])
+            if not complete and answer.text.strip():
                 unread.append(index)
-                continue
-            results[index] = self._released(answer, verdict)
         if unread:
             found = self._check([_answered(prompts[index], answers[index].text) for index in unread])
             for index, verdict in zip(unread, found, strict=True):
-                results[index] = self._released(results[index], verdict)
+                before = results[index].response_verdict
+                results[index] = self._released(results[index], verdict if before is None else worse(before, verdict))
         if call.stream is not None and not results[0].blocked:
             call.stream.finish()
         return results
@@ -410,7 +406,7 @@ class GuardedGenerator:
         return list(self.guard.bound_to(self._encoder).check_batch(conversations))
 
     def _can_read_decode(self, *, required: bool) -> bool:
-        if not isinstance(self.moderator, Guard):
+        if not isinstance(self.moderator, Guard) or not self.moderator.reads_states:
             if required:
                 raise ConfigurationError('moderation="decode" needs a mlpm_guard.Guard as moderator, fitted on this model')
             return False

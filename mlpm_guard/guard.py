@@ -7,7 +7,7 @@ import copy
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -68,6 +68,9 @@ class Guard:
     Raises:
         ConfigurationError: an option has a bad value.
     """
+
+    reads_states: ClassVar[bool] = True
+    """Whether verdicts follow from layer states alone, so that they can be read from a forward pass of someone else's."""
 
     def __init__(
         self,

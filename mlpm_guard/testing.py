@@ -11,19 +11,20 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from mlpm_guard.conversation import Conversation, ConversationLike
-from mlpm_guard.encoders.base import EncoderIdentity, States
+from mlpm_guard.encoders.base import Encoder, EncoderIdentity, States
 from mlpm_guard.errors import ConfigurationError, EncoderError, MlpmGuardError
 from mlpm_guard.guard import Guard, _Model
 from mlpm_guard.judging import Evidence
 from mlpm_guard.policy import Policy
 from mlpm_guard.prototypes.scorer import LayerScorer
-from mlpm_guard.verdict import WindowEvidence
+from mlpm_guard.verdict import Verdict, WindowEvidence
 
 __all__ = ["MockEncoder", "MockGuard"]
 
@@ -133,8 +134,24 @@ class MockEncoder:
         return states
 
 
+@dataclass(frozen=True)
+class _MockPolicy(Policy):
+    """Verdicts on states that are not looked at."""
+
+    evidence: Callable[[Policy, Sequence[Conversation]], list[Evidence | MlpmGuardError]]
+
+    def judge(
+        self,
+        conversations: Sequence[Conversation],
+        states: npt.NDArray[np.floating],  # noqa: ARG002
+        view: Literal["prefill", "decode"],  # noqa: ARG002
+    ) -> list[Verdict | MlpmGuardError]:
+        found = self.evidence(self, conversations)
+        return [self.settle(conversation, each) for conversation, each in zip(conversations, found, strict=True)]
+
+
 class MockGuard(Guard):
-    """A guard whose judgement is your function.
+    """A guard whose judgement is your function. A `GuardedGenerator` over any model takes it too.
 
     Args:
         flag: called with the text of the turn that is judged (the last user turn, or the answer): True, or a probability at or
@@ -146,6 +163,8 @@ class MockGuard(Guard):
         calls: how many texts each scorer call judged, in order: `len(guard.calls)` is the number of scorer calls. Texts are not
             kept.
     """
+
+    reads_states: ClassVar[bool] = False
 
     def __init__(self, flag: Callable[[str], bool | float] | None = None, *, delay: float = 0.0, **options: Any) -> None:
         if flag is not None and not callable(flag):
@@ -162,12 +181,23 @@ class MockGuard(Guard):
             None,
         )
 
+    def bound_to(self, encoder: Encoder) -> Self:  # noqa: ARG002
+        """The guard itself: it judges the same on any encoder."""
+        return self
+
+    def policy(self) -> Policy:
+        """A snapshot; see `Guard.policy`."""
+        return _MockPolicy(**vars(super().policy()), evidence=self._judge_all)
+
     def _evidence(
         self, policy: Policy, conversations: Sequence[Conversation], cancelled: threading.Event
     ) -> Sequence[Evidence | MlpmGuardError]:
-        self.calls.append(len(conversations))
         if self._delay:
             cancelled.wait(self._delay)
+        return self._judge_all(policy, conversations)
+
+    def _judge_all(self, policy: Policy, conversations: Sequence[Conversation]) -> list[Evidence | MlpmGuardError]:
+        self.calls.append(len(conversations))
         return [self._judged(policy, conversation) for conversation in conversations]
 
     def _judged(self, policy: Policy, conversation: Conversation) -> Evidence | MlpmGuardError:

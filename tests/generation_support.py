@@ -36,9 +36,10 @@ class World:
         sequences = self.model.generate(**inputs, **arguments)[:, inputs["input_ids"].shape[1] :].tolist()
         return [cut(row) for row in sequences]
 
-    def flag_the_worst(self, generator: GuardedGenerator, prompts: list[str]) -> int:
+    def flag_the_worst(self, generator: GuardedGenerator, prompts: list[str], **arguments: Any) -> int:
         """Lower the threshold so that only the worst prompt of a batch is flagged; its index."""
-        scores = [result.verdict.score for result in generator.generate(prompts, max_new_tokens=1)]
+        results = generator.generate(prompts, **{"max_new_tokens": 1, **arguments})
+        scores = [result.verdict.score for result in results[:: len(results) // len(prompts)]]
         ordered = sorted(scores)
         assert ordered[-1] > ordered[-2]
         self.guard.threshold = (ordered[-1] + ordered[-2]) / 2

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LogitsProcessor, StoppingCriteria
+from transformers import LogitsProcessor, StoppingCriteria
 
 from mlpm_guard import Guard, TransformerEncoder
 from mlpm_guard.encoders.blocks import GenerationCapture
@@ -106,7 +106,7 @@ def test_answers_are_those_of_plain_generate_and_only_flagged_rows_stop(name, mo
     assert [world.tokenizer.decode(r.token_ids, skip_special_tokens=True) for r in results] == [r.text for r in results]
     assert not any(result.blocked or result.verdict.flagged for result in results)
 
-    flagged = world.flag_the_worst(generator, BATCH)
+    flagged = world.flag_the_worst(generator, BATCH, **arguments)
     factor = len(results) // len(BATCH)
     torch.manual_seed(3)
     mixed = generator.generate(BATCH, **arguments)
@@ -408,8 +408,8 @@ def test_bad_options_say_so_at_once(llama, options, error, says):
 def test_bad_guards_and_models_say_so_at_once(llama):
     with pytest.raises(NotFittedError):
         GuardedGenerator(llama.model, llama.tokenizer, Guard(TransformerEncoder(llama.model, llama.tokenizer)))
-    with pytest.raises(ConfigurationError, match="MockGuard"):
-        GuardedGenerator(llama.model, llama.tokenizer, MockGuard(lambda text: False))
+    with pytest.raises(ConfigurationError, match="function"):
+        GuardedGenerator(llama.model, llama.tokenizer, lambda text: False)
     with pytest.raises(ConfigurationError, match="prompt"):
         GuardedGenerator(llama.model, llama.tokenizer, response_guard(llama))
     with pytest.raises(ConfigurationError, match="AutoModelForCausalLM"):
@@ -685,10 +685,19 @@ def flags(answer: str) -> MockGuard:
     return MockGuard(lambda text: answer in text, target="response")
 
 
+def test_a_mock_guard_judges_prompts_of_any_model(llama):
+    guard = MockGuard(lambda text: "ATTACK" in text)
+    results = GuardedGenerator(llama.model, llama.tokenizer, guard).generate(BATCH, max_new_tokens=4)
+    assert [result.blocked for result in results] == [False, True, False]
+    assert guard.calls == [3]
+
+
 def test_a_moderator_reads_the_finished_answer_behind_its_prompt(llama):
-    answers = llama.generator().generate(BATCH, max_new_tokens=20)
+    prompts = ["please", "tell me about topic 3 and 4", "ATTACK"]
+    answers = llama.generator().generate(prompts, max_new_tokens=20)
     bad = answers[1].text
-    results = llama.generator(moderator=flags(bad)).generate(BATCH, max_new_tokens=20)
+    assert bad not in answers[0].text + answers[2].text
+    results = llama.generator(moderator=flags(bad)).generate(prompts, max_new_tokens=20)
     assert [result.blocked for result in results] == [False, True, False]
     assert results[1].text == DEFAULT_REFUSAL
     assert results[1].token_ids == ()
@@ -697,7 +706,7 @@ def test_a_moderator_reads_the_finished_answer_behind_its_prompt(llama):
     assert results[0].response_verdict is not None
     assert results[0].text == answers[0].text
     with pytest.raises(ResponseBlocked):
-        llama.generator(moderator=flags(bad), on_block="raise").generate(BATCH, max_new_tokens=20)
+        llama.generator(moderator=flags(bad), on_block="raise").generate(prompts, max_new_tokens=20)
 
 
 def test_a_moderated_stream_releases_nothing_of_a_blocked_answer(llama):
@@ -815,7 +824,9 @@ def test_a_stream_by_decode_releases_only_judged_tokens_and_stops_the_model(llam
 def test_beams_are_moderated_by_their_text(llama):
     moderator = response_guard(llama)
     results = llama.generator(moderator=moderator).generate(BATCH, max_new_tokens=8, num_beams=3)
-    assert all(result.response_verdict is not None and result.token_scores == () for result in results)
+    assert any(result.text.strip() for result in results)
+    assert all((result.response_verdict is not None) == bool(result.text.strip()) for result in results)
+    assert all(result.token_scores == () for result in results)
 
 
 def test_a_moderator_on_another_model_reads_text(llama):
@@ -855,4 +866,3 @@ def test_threads_of_a_stream_end_with_it(llama):
 def test_cut_is_what_the_generator_does():
     assert cut([5, 7, 0, 0]) == [5, 7]
     assert cut([5, 6, 0, 0]) == [5, 6]
-    assert AutoModelForCausalLM is not None

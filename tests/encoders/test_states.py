@@ -15,7 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMaskedLM
 
-from mlpm_guard.encoders.blocks import POOLS, Probe, find_core, first_pool, last_index, last_pool, mean_pool
+from mlpm_guard.encoders.blocks import (
+    POOLS,
+    Capture,
+    GenerationCapture,
+    Probe,
+    find_core,
+    first_pool,
+    last_index,
+    last_pool,
+    mean_pool,
+)
 from mlpm_guard.encoders.transformer import TransformerEncoder
 from mlpm_guard.errors import EncoderError, UnsupportedArchitectureError
 
@@ -325,7 +335,8 @@ def test_a_capture_that_is_open_is_not_disturbed_by_an_encoder_inside_it(llama: 
     encoder = TransformerEncoder(llama, chat)
     probe = Probe.of(find_core(llama), 4, "llama")
     ids = torch.tensor([tiny.token_rows(encoder, ["outer"])[0]])
-    with torch.no_grad(), probe.capture(frozenset({2}), last_pool(torch.ones_like(ids))) as capture:
+    capture = Capture(frozenset({2}), last_pool(torch.ones_like(ids)))
+    with torch.no_grad(), probe.reading(capture):
         llama(ids)
         outer = capture.states[2].clone()
         inner = encoder.encode(["something else"])
@@ -334,15 +345,24 @@ def test_a_capture_that_is_open_is_not_disturbed_by_an_encoder_inside_it(llama: 
     assert np.allclose(outer.numpy(), encoder.encode(["outer"], layers=[2])[:, 0], atol=1e-6)
 
 
-def test_a_capture_over_several_passes_holds_the_last(llama: Any, chat: Any) -> None:
+@pytest.mark.parametrize("behind", [0, 3], ids=["alone", "with candidates behind it"])
+def test_a_generation_capture_finds_the_prompts_last_token_in_any_pass(llama: Any, chat: Any, behind: int) -> None:
     encoder = TransformerEncoder(llama, chat)
     probe = Probe.of(find_core(llama), 4, "llama")
-    ids = torch.tensor([tiny.token_rows(encoder, ["in two parts"])[0]])
-    with torch.no_grad(), probe.capture(frozenset({2, 4}), lambda hidden: hidden[:, -1].clone()) as capture:
+    row = tiny.token_rows(encoder, ["in two parts"])[0]
+    ids = torch.tensor([row + [5] * behind])
+    capture = GenerationCapture(position=len(row) - 1, wanted=frozenset({2, 4}), decoded=frozenset({3}))
+    with torch.no_grad(), probe.reading(capture):
         first = llama(ids[:, :10], use_cache=True)
-        llama(ids[:, 10:], past_key_values=first.past_key_values)
-    states = torch.stack([capture.states[2], capture.states[4]], dim=1).numpy()
+        assert not capture.prompt
+        second = llama(ids[:, 10:], past_key_values=first.past_key_values)
+        states = torch.stack([capture.prompt[2], capture.prompt[4]], dim=1).numpy()
+        assert not capture.newest
+        capture.answering = True
+        llama(ids[:, -1:], past_key_values=second.past_key_values)
+        assert set(capture.newest) == {3}
     assert np.allclose(states, encoder.encode(["in two parts"], layers=[2, 4]), atol=1e-5)
+    assert np.array_equal(torch.stack([capture.prompt[2], capture.prompt[4]], dim=1).numpy(), states)
 
 
 def test_a_model_that_fails_leaves_no_capture_behind(llama: Any, chat: Any) -> None:

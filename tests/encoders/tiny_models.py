@@ -143,6 +143,7 @@ STATEFUL: dict[str, Callable[[], Any]] = {
     ),
     "jamba": lambda: config(
         "JambaConfig",
+        num_key_value_heads=2,
         attn_layer_period=2,
         attn_layer_offset=1,
         expert_layer_period=2,
