@@ -28,6 +28,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/fit.py
+	$(BIN)/python benchmarks/streaming.py
 	$(BIN)/python benchmarks/accuracy.py
 
 # Refit the shipped bundle from a data folder: make default-bundle MLPM_GUARD_DATA=/path/to/data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,3 +23,13 @@ def test_the_quickstart_shows_what_the_guard_catches_and_the_one_it_misses(tmp_p
     path = next(path for path in EXAMPLES if path.stem == "quickstart")
     done = subprocess.run([sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "Judged 12 prompts: 5 flagged, 7 allowed." in done.stdout
+
+
+def test_the_stream_example_stops_one_answer_before_its_model_has_finished(tmp_path: Path) -> None:
+    path = next(path for path in EXAMPLES if path.stem == "moderate_a_stream")
+    done = subprocess.run([sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "1 stopped, 1 released unchanged" in done.stdout
+    calm, angry = re.findall(r"written (\d+) of (\d+) characters", done.stdout)
+    assert calm[0] == calm[1]
+    assert int(angry[0]) < int(angry[1])
+    assert "hurt" not in done.stdout
