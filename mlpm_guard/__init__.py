@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from mlpm_guard.answers import Generation
     from mlpm_guard.conversation import Conversation, Message
     from mlpm_guard.encoders.base import Encoder, EncoderIdentity
     from mlpm_guard.encoders.transformer import TransformerEncoder
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         UnsupportedArchitectureError,
         WeightsMismatchError,
     )
+    from mlpm_guard.generation import GuardedGenerator
     from mlpm_guard.guard import Guard
     from mlpm_guard.prototypes.classifier import PrototypeClassifier
     from mlpm_guard.streaming import AsyncModeratedStream, ModeratedStream, StreamModerator
@@ -64,8 +66,10 @@ _HOME = {
     "EncoderError": "errors",
     "EncoderIdentity": "encoders.base",
     "EncoderLoadError": "errors",
+    "Generation": "answers",
     "Guard": "guard",
     "GuardTimeoutError": "errors",
+    "GuardedGenerator": "generation",
     "InputError": "errors",
     "InputTooLongError": "errors",
     "InvalidConversationError": "errors",
@@ -105,8 +109,10 @@ __all__ = [
     "EncoderError",
     "EncoderIdentity",
     "EncoderLoadError",
+    "Generation",
     "Guard",
     "GuardTimeoutError",
+    "GuardedGenerator",
     "InputError",
     "InputTooLongError",
     "InvalidConversationError",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from mlpm_guard.background import aiterate, iterate
 from mlpm_guard.conversation import Conversation
 from mlpm_guard.errors import PromptBlocked, ResponseBlocked
-from mlpm_guard.streaming import StreamModerator
 from mlpm_guard.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -59,26 +58,19 @@ class Generation:
         raise PromptBlocked(self.verdict)
 
 
-class _Stream:
-    """What both kinds of stream tell.
-
-    Attributes:
-        verdict: on the prompt; None until it is known.
-        response_verdict: on the answer; None without a moderator and until something was judged.
-        finish_reason: None until the answer has ended; see `Generation`.
-    """
+class _Record:
+    """What is known of one stream so far. The generators below refer to it and not to the stream, which ends when dropped."""
 
     def __init__(self, generator: GuardedGenerator, conversation: Conversation, arguments: Mapping[str, Any]) -> None:
         self.verdict: Verdict | None = None
         self.response_verdict: Verdict | None = None
         self.finish_reason: FinishReason | None = None
-        self._generator = generator
-        self._conversation = conversation
-        self._work = generator.produce(conversation, arguments)
-        self._by_text = generator.moderates_text(arguments)
+        self.work = generator.produce(conversation, arguments)
+        self.moderator = generator.stream_moderator(conversation) if generator.moderates_text(arguments) else None
+        self._raises = generator.raises
         self._result: Generation | None = None
 
-    def _noted(self, item: str | Verdict | Generation) -> str | None:
+    def text(self, item: str | Verdict | Generation) -> str | None:
         """The text of an item; anything else is kept."""
         if isinstance(item, str):
             return item
@@ -89,20 +81,40 @@ class _Stream:
             self.response_verdict = item.response_verdict
         return None
 
-    def _moderator(self) -> StreamModerator:
-        return self._generator.stream_moderator(self._conversation)
-
-    def _moderated(self, verdict: Verdict | None) -> None:
+    def moderated(self, verdict: Verdict | None) -> None:
+        """How the moderation of the text ended."""
         self.response_verdict = verdict
         if verdict is not None and verdict.blocked:
             self.finish_reason = "content_filter"
 
-    def _last_words(self) -> Iterator[str]:
+    def last_words(self) -> Iterator[str]:
         """The refusal, or the exception, where prompt or answer was blocked inside `generate`."""
         if self._result is not None and self._result.blocked:
-            if self._generator.raises:
+            if self._raises:
                 self._result.enforce()
             yield self._result.text
+
+
+class _Stream:
+    """What both kinds of stream tell."""
+
+    def __init__(self, generator: GuardedGenerator, conversation: Conversation, arguments: Mapping[str, Any]) -> None:
+        self._record = _Record(generator, conversation, arguments)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """On the prompt; None until it is known, which is before the first piece of text."""
+        return self._record.verdict
+
+    @property
+    def response_verdict(self) -> Verdict | None:
+        """On the answer; None without a moderator, and until the stream has ended."""
+        return self._record.response_verdict
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """None until the answer has ended; see `Generation`."""
+        return self._record.finish_reason
 
 
 class GuardedStream(_Stream):
@@ -110,7 +122,7 @@ class GuardedStream(_Stream):
 
     def __init__(self, generator: GuardedGenerator, conversation: Conversation, arguments: Mapping[str, Any]) -> None:
         super().__init__(generator, conversation, arguments)
-        self._text = self._read()
+        self._text = _read(self._record)
 
     def __iter__(self) -> Self:
         return self
@@ -122,26 +134,11 @@ class GuardedStream(_Stream):
         """Stop the model, and wait until it has stopped."""
         self._text.close()
 
-    def _read(self) -> Generator[str]:
-        if self._by_text:
-            moderated = self._moderator().stream(self._pieces())
-            try:
-                yield from moderated
-            finally:
-                moderated.close()
-                self._moderated(moderated.verdict)
-        else:
-            yield from self._pieces()
-        yield from self._last_words()
+    def __enter__(self) -> Self:
+        return self
 
-    def _pieces(self) -> Generator[str]:
-        source = iterate(self._work)
-        try:
-            for item in source:
-                if (text := self._noted(item)) is not None:
-                    yield text
-        finally:
-            source.close()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class AsyncGuardedStream(_Stream):
@@ -149,7 +146,7 @@ class AsyncGuardedStream(_Stream):
 
     def __init__(self, generator: GuardedGenerator, conversation: Conversation, arguments: Mapping[str, Any]) -> None:
         super().__init__(generator, conversation, arguments)
-        self._text = self._read()
+        self._text = _aread(self._record)
 
     def __aiter__(self) -> Self:
         return self
@@ -161,24 +158,50 @@ class AsyncGuardedStream(_Stream):
         """Stop the model."""
         await self._text.aclose()
 
-    async def _read(self) -> AsyncGenerator[str]:
-        if self._by_text:
-            moderated = self._moderator().astream(self._pieces())
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+def _read(record: _Record) -> Generator[str]:
+    if record.moderator is None:
+        yield from _pieces(record)
+    else:
+        with record.moderator.stream(_pieces(record)) as moderated:
+            try:
+                yield from moderated
+            finally:
+                record.moderated(moderated.verdict)
+    yield from record.last_words()
+
+
+def _pieces(record: _Record) -> Generator[str]:
+    with closing(iterate(record.work)) as source:
+        for item in source:
+            if (text := record.text(item)) is not None:
+                yield text
+
+
+async def _aread(record: _Record) -> AsyncGenerator[str]:
+    if record.moderator is None:
+        async with aclosing(_apieces(record)) as pieces:
+            async for text in pieces:
+                yield text
+    else:
+        async with record.moderator.astream(_apieces(record)) as moderated:
             try:
                 async for text in moderated:
                     yield text
             finally:
-                await moderated.aclose()
-                self._moderated(moderated.verdict)
-        else:
-            async with aclosing(self._pieces()) as pieces:
-                async for text in pieces:
-                    yield text
-        for text in self._last_words():
-            yield text
+                record.moderated(moderated.verdict)
+    for text in record.last_words():
+        yield text
 
-    async def _pieces(self) -> AsyncGenerator[str]:
-        async with aclosing(aiterate(self._work)) as source:
-            async for item in source:
-                if (text := self._noted(item)) is not None:
-                    yield text
+
+async def _apieces(record: _Record) -> AsyncGenerator[str]:
+    async with aclosing(aiterate(record.work)) as source:
+        async for item in source:
+            if (text := record.text(item)) is not None:
+                yield text
