@@ -106,6 +106,9 @@ class TokenSpans:
 def units(conversation: Conversation, encoder: Encoder, reading: Reading, spans: TokenSpans | None = None) -> list[Unit]:
     """Every piece of a conversation that is judged: the turn alone and the turn in its context, raw and normalised.
 
+    A prompt is also judged sentence by sentence. An answer is not: its single sentences say too little of what it does, and the
+    worst of many harmless ones would decide too often. `context_of` says when an answer's context is judged.
+
     Args:
         conversation: the conversation.
         encoder: whose windows and tokens are meant.
@@ -128,16 +131,31 @@ def units(conversation: Conversation, encoder: Encoder, reading: Reading, spans:
             continue  # nothing but invisible characters, which the raw form has kept
         tokens = spans(turn.content)
         pieces = cut(turn.content, tokens, reading.window)
+        if reading.target == "response":
+            pieces = [piece for piece in pieces if piece.kind != "fragment"]
         role = turn.role if turn.role == "assistant" else "user"
         for at, piece in enumerate(pieces):
             message = Message(role, turn.content[piece.start : piece.end])
             where = WindowEvidence(view="turn", form=form, kind=piece.kind, index=at, count=len(pieces))
             found.append(Unit(Conversation((message,)), where))
-        context = in_context(each, index, encoder, reading.window, spans)
+        context = context_of(each, index, encoder, reading, spans)
         if context is not None:
             where = WindowEvidence(view="context", form=form, kind="whole", index=0, count=1)
             found.append(Unit(context, where))
     return found
+
+
+def context_of(
+    conversation: Conversation, index: int, encoder: Encoder, reading: Reading, spans: TokenSpans
+) -> Conversation | None:
+    """The judged turn in its context, where it is judged there; None where it is not.
+
+    To an encoder that does not read roles, a harmful prompt before an answer looks as if the answer had said it: a refusal then
+    resembles what it refuses. Such an encoder is shown an answer without its context.
+    """
+    if reading.target == "response" and not encoder.reads_roles:
+        return None
+    return in_context(conversation, index, encoder, reading.window, spans)
 
 
 def in_context(conversation: Conversation, index: int, encoder: Encoder, window: int, spans: TokenSpans) -> Conversation | None:

@@ -12,7 +12,7 @@ import numpy as np
 from mlpm_guard.conversation import Conversation, ConversationLike, Message
 from mlpm_guard.encoders.base import Encoder, States
 from mlpm_guard.errors import DataError, InputError
-from mlpm_guard.judging import Reading, TokenSpans, in_context
+from mlpm_guard.judging import Reading, TokenSpans, context_of
 from mlpm_guard.prototypes.classifier import content_keys
 from mlpm_guard.windows import training_pieces
 
@@ -23,7 +23,7 @@ Label: TypeAlias = int | bool | str
 """0, False or "safe"; 1, True or "unsafe"."""
 
 _CHUNK = 512
-_WINDOWS_PER_PROMPT = 4
+_WINDOWS = {"prompt": 4, "response": 2}
 _LABELS = {"safe": 0, "unsafe": 1, "0": 0, "1": 1, "false": 0, "true": 1}
 _MISSING = object()
 
@@ -53,7 +53,8 @@ def examples(
 ) -> Iterator[tuple[States, list[int], Keys]]:
     """Layer states, labels and keys of training windows, a chunk at a time.
 
-    A prompt of several windows gives up to four of them, spread evenly, each with the prompt's label.
+    A prompt of several windows gives up to four of them, spread evenly, each with the prompt's label; one in a context gives
+    that. An answer gives its first and its last window and, where answers are judged in their context, that too.
 
     Args:
         prompts: conversations, any iterable.
@@ -110,14 +111,15 @@ def _pieces(
     conversation: Conversation, index: int, reading: Reading, encoder: Encoder, spans: TokenSpans
 ) -> list[Conversation]:
     turn = conversation.messages[index]
-    context = in_context(conversation, index, encoder, reading.window, spans)
-    if context is not None:
+    context = context_of(conversation, index, encoder, reading, spans)
+    if context is not None and reading.target == "prompt":
         return [context]
     role = turn.role if turn.role == "assistant" else "user"
-    return [
+    windows = [
         Conversation((Message(role, turn.content[piece.start : piece.end]),))
-        for piece in training_pieces(turn.content, spans(turn.content), reading.window, _WINDOWS_PER_PROMPT)
+        for piece in training_pieces(turn.content, spans(turn.content), reading.window, _WINDOWS[reading.target])
     ]
+    return windows if context is None else [context, *windows]
 
 
 @contextlib.contextmanager
