@@ -26,12 +26,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_holds_the_package_its_types_and_the_default_bundle_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_the_package_its_types_and_the_default_bundles_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     files = ("bundle.json", "prototypes.safetensors", "statistics.safetensors")
-    bundle = {f"mlpm_guard/bundles/default/{name}" for name in files}
-    assert bundle | {"mlpm_guard/py.typed", "mlpm_guard/cli.py", "mlpm_guard/testing.py"} <= names
-    assert {name.split("/")[0] for name in names} <= {"mlpm_guard", "mlpm_guard-0.1.0.dist-info"}
+    bundles = {f"mlpm_guard/bundles/{bundle}/{name}" for bundle in ("default", "default-response") for name in files}
+    assert bundles | {"mlpm_guard/py.typed", "mlpm_guard/cli.py", "mlpm_guard/testing.py"} <= names
+    assert {name.split("/")[0] for name in names} <= {"mlpm_guard", "langchain_mlpm_guard", "llama_index_mlpm_guard", "mlpm_guard-0.1.0.dist-info"}
 
 
 def test_the_installed_wheel_judges_with_the_default_guard_from_any_folder(wheel: Path, tmp_path: Path) -> None:
