@@ -6,5 +6,5 @@ from importlib.util import find_spec
 
 if find_spec("langchain_core") is None or find_spec("langchain_core") is None:
     raise ImportError(
-        'langchain_mlpm_guard needs langchain-core, which is not installed. Install it with:\npip install "mlpm-guard[langchain]"'
+        'langchain_mlpm_guard needs langchain-core, which is not installed:\npip install "mlpm-guard[langchain]"'
     )
