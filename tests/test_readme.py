@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.encoders import tiny_models as tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -25,7 +28,11 @@ def rows() -> str:
 @pytest.mark.parametrize("code", PYTHON, ids=[code.strip().splitlines()[-1][:40] for code in PYTHON])
 def test_a_python_block_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "Qwen" in code:
-        pytest.skip("fetches a model from the hub; tests/encoders proves the same with local ones")
+        # No downloads here: a tiny random model answers to the name.
+        model = tiny.build(AutoModelForCausalLM, tiny.CAUSAL["qwen3"]())
+        tokenizer = tiny.character_tokenizer(template=tiny.CHATML)
+        monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda _name: model)
+        monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda _name: tokenizer)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
 
