@@ -29,6 +29,11 @@ WALLS = {
     "segments": {"windows"},
     "sources": {"errors"},
     "moderation": {"errors", "verdict", "conversation", "segments", "sources"},
+    "background": set(),
+    "tokenstream": {"errors", "verdict"},
+    "prefill": {"errors", "verdict", "conversation", "encoders", "policy"},
+    "decoding": {"errors", "verdict", "conversation", "encoders", "prototypes", "judging", "policy"},
+    "answers": {"errors", "verdict", "conversation", "background"},
 }
 
 
@@ -64,6 +69,11 @@ def test_prototypes_never_see_text_and_encoders_never_see_labels() -> None:
         assert "conversation" not in imported(path), path.name
     for path in (PACKAGE / "encoders").rglob("*.py"):
         assert not imported(path) & {"prototypes", "training", "guard"}, path.name
+
+
+def test_the_core_knows_no_framework() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        assert not any(name in path.read_text() for name in ("langchain", "llama_index")), path.name
 
 
 def test_every_public_name_is_listed_sorted_and_can_be_imported() -> None:
