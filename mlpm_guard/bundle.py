@@ -68,6 +68,36 @@ class ClassifierSettings(BaseModel):
     dim: int = Field(ge=1)
 
 
+class Calibration(BaseModel):
+    """How a guard's threshold, and perhaps its probabilities, were set.
+
+    Attributes:
+        threshold: the threshold that was set.
+        benign: benign prompts it was set on.
+        unsafe: unsafe prompts among the calibration prompts.
+        flagged: how many of the benign ones it flags.
+        max_fpr: promised false-positive rate, or None.
+        confidence: of that promise, or None.
+        objective: what the threshold is best for, or None.
+        scale: of the affine map of the log-odds; 1 without labelled prompts.
+        offset: of that map, in nats.
+        calibration_error: expected calibration error on the labelled prompts, behind the map; None without them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threshold: float = Field(ge=0.0, le=1.0)
+    benign: int = Field(ge=0)
+    unsafe: int = Field(ge=0)
+    flagged: int = Field(ge=0)
+    max_fpr: float | None = None
+    confidence: float | None = None
+    objective: str | None = None
+    scale: float = 1.0
+    offset: float = 0.0
+    calibration_error: float | None = None
+
+
 class Manifest(BaseModel):
     """`bundle.json`.
 
@@ -77,6 +107,7 @@ class Manifest(BaseModel):
         fragment_margin: most that is deducted from a sentence of a longer text; see `Guard`.
         encoder: what the guard is bound to.
         examples: training windows of each class.
+        calibration: how the threshold was set, where `Guard.calibrate` set it and nothing was learned since.
         notes: whatever the author wants to keep beside it (sources, licence, figures). Never prompts.
     """
 
@@ -93,6 +124,7 @@ class Manifest(BaseModel):
     classifier: ClassifierSettings
     examples: dict[Literal["safe", "unsafe"], int]
     files: dict[str, FileEntry] = Field(default_factory=dict)
+    calibration: Calibration | None = None
     notes: dict[str, JsonValue] = Field(default_factory=dict)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,10 +32,11 @@ from mlpm_guard.prototypes.scorer import LayerScorer
 from mlpm_guard.verdict import Action, Mode, Target, Verdict
 
 if TYPE_CHECKING:
-    from mlpm_guard.bundle import Bundle
+    from mlpm_guard.bundle import Bundle, Calibration
     from mlpm_guard.prototypes.classifier import PrototypeClassifier
     from mlpm_guard.training import Label
 
+_log = logging.getLogger("mlpm_guard")
 _SLICE, _TIMED_SLICE = 8192, 512
 
 
@@ -43,6 +45,8 @@ class _Model(NamedTuple):
 
     scorer: LayerScorer
     bundle: Bundle | None
+    calibration: Calibration | None = None
+    saved: bool = True
 
 
 class Guard:
@@ -193,7 +197,7 @@ class Guard:
             max_chars=max_chars,
             normalise=normalise,
         )
-        guard._model = _Model(bundle.scorer, bundle)
+        guard._model = _Model(bundle.scorer, bundle, manifest.calibration)
         guard._checked = False
         if encoder is not None:
             guard.load()
@@ -270,11 +274,12 @@ class Guard:
                     "encoder": self._encoder.identity.model_dump(),
                     "classifier": settings.model_dump(),
                     "examples": dict(counts),
+                    "calibration": None if self.calibration is None else self.calibration.model_dump(),
                     "notes": kept if notes is None else dict(notes),
                 }
             )
             saved = bundles.save(path, manifest, scorer, tensors)
-            self._model = _Model(scorer, saved)
+            self._model = _Model(scorer, saved, self.calibration)
             return saved.path
 
     # -- judging ------------------------------------------------------------------------------------------------------------
@@ -404,11 +409,54 @@ class Guard:
                 self._adopt(classifier)
         return self
 
+    def calibrate(
+        self,
+        prompts: Iterable[ConversationLike],
+        labels: Iterable[Label] | None = None,
+        *,
+        max_fpr: float | None = None,
+        confidence: float = 0.95,
+        objective: str | None = None,
+    ) -> Self:
+        """Set the threshold, and with labels also the probabilities, from prompts that were not trained on.
+
+        Without labels, all prompts are benign, and the threshold is the lowest that flags at most `max_fpr` of such traffic
+        with that confidence. With labels, the log-odds are first mapped to calibrated probabilities by an affine map, so that
+        layers still add up to them; then the threshold is set for `objective`, or for `max_fpr` on the safe prompts. Learning
+        or forgetting anything afterwards, or setting the threshold by hand, ends the calibration.
+
+        Args:
+            prompts: conversations.
+            labels: as many labels, or None if all prompts are benign.
+            max_fpr: largest acceptable share of benign prompts flagged; 0.01 where there is no objective.
+            confidence: probability with which that is kept, for traffic exchangeable with the benign prompts.
+            objective: "f1", or "recall@fpr=0.05" (no guarantee: best on these prompts).
+
+        Raises:
+            ConfigurationError: an option has a bad value, or `objective` comes without labels or together with `max_fpr`.
+            DataError: too few prompts (the message says how many are needed and what is reachable), a prompt that cannot be
+                judged, bad labels.
+        """
+        from mlpm_guard.calibrating import calibrated
+
+        with self._lock:
+            scale, found = calibrated(self, prompts, labels, max_fpr=max_fpr, confidence=confidence, objective=objective)
+            model = self._known()
+            self._model = model._replace(scorer=model.scorer.rescaled(*scale), calibration=found, saved=False)
+            self.threshold = found.threshold
+        return self
+
     # -- state --------------------------------------------------------------------------------------------------------------
 
     @property
     def _bundle(self) -> Bundle | None:
         return None if self._model is None else self._model.bundle
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """How the threshold was calibrated; None where it was not, or where something was learned or changed since."""
+        found = None if self._model is None else self._model.calibration
+        return found if found is not None and found.threshold == self._threshold else None
 
     @property
     def encoder(self) -> Encoder:
@@ -433,8 +481,8 @@ class Guard:
 
     @property
     def bundle_id(self) -> str | None:
-        """Name and hash of the bundle this guard was loaded from or saved to; None after a fit that was not saved."""
-        return None if self._bundle is None else self._bundle.bundle_id
+        """Name and hash of the bundle this guard was loaded from or saved to; None after a change that was not saved."""
+        return None if self._bundle is None or not self._known().saved else self._bundle.bundle_id
 
     @property
     def classifier(self) -> PrototypeClassifier:
@@ -471,7 +519,7 @@ class Guard:
         Raises:
             NotFittedError: the guard was neither fitted nor loaded.
         """
-        scorer, bundle = self._known()
+        scorer, bundle, _, saved = self._known()
         known = bundle.manifest.encoder.layers if bundle is not None else self._encoder.layers
         return Policy(
             scorer=scorer,
@@ -480,7 +528,7 @@ class Guard:
             target=self.target,
             mode=self.mode,
             on_error=self.on_error,
-            bundle_id=None if bundle is None else bundle.bundle_id,
+            bundle_id=None if bundle is None or not saved else bundle.bundle_id,
         )
 
     # -- how: judging -------------------------------------------------------------------------------------------------------
@@ -612,6 +660,8 @@ class Guard:
 
     def _adopt(self, classifier: PrototypeClassifier) -> None:
         with self._lock:
+            if self.calibration is not None:
+                _log.warning("the guard has learned something else and is no longer calibrated: call calibrate again")
             self._classifier = classifier
             self._model = _Model(classifier.scorer_, None)
 

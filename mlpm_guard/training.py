@@ -14,6 +14,7 @@ from mlpm_guard.encoders.base import Encoder, States
 from mlpm_guard.errors import DataError, InputError
 from mlpm_guard.judging import Reading, TokenSpans, context_of
 from mlpm_guard.prototypes.classifier import content_keys
+from mlpm_guard.verdict import Target
 from mlpm_guard.windows import training_pieces
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def examples(
     Raises:
         DataError: a row cannot be used, or there are more prompts than labels or labels than prompts.
     """
-    rows = _rows(prompts, labels, reading)
+    rows = labelled(prompts, labels, reading.target)
     with _progress(prompts, progress) as advance:
         while chunk := list(islice(rows, _CHUNK)):
             spans = TokenSpans(encoder)
@@ -82,10 +83,14 @@ def examples(
             advance(len(chunk))
 
 
-def _rows(
-    prompts: Iterable[ConversationLike], labels: Iterable[Label], reading: Reading
+def labelled(
+    prompts: Iterable[ConversationLike], labels: Iterable[Label], target: Target
 ) -> Iterator[tuple[Conversation, int, int]]:
-    """Conversations, the index of the judged turn, and the label."""
+    """Conversations, the index of the judged turn, and the label.
+
+    Raises:
+        DataError: a row cannot be used, or there are more prompts than labels or labels than prompts.
+    """
     if isinstance(prompts, (str, bytes)):
         raise DataError("prompts is one text; give a list of them")
     prompt_iterator, label_iterator = iter(prompts), iter(labels)
@@ -99,8 +104,8 @@ def _rows(
             fewer = "prompts" if prompt is _MISSING else "labels"
             raise DataError(f"there are only {row} {fewer}; give one label for every prompt")
         try:
-            conversation = Conversation.parse(prompt, target=reading.target)
-            found = conversation, conversation.turn_index(reading.target), parse_label(label)
+            conversation = Conversation.parse(prompt, target=target)
+            found = conversation, conversation.turn_index(target), parse_label(label)
         except (InputError, ValueError) as error:
             raise DataError(f"row {row}: {error}") from None
         yield found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,13 @@ class LayerScorer:
     layer_weights: Array
     intercept: float
     levels: tuple[float, float]
+
+    def rescaled(self, scale: float, offset: float) -> LayerScorer:
+        """The same scorer with `scale * log_odds + offset` for its scores; layers still add up to them."""
+        low, high = (scale * level + offset for level in self.levels)
+        return replace(
+            self, layer_weights=self.layer_weights * scale, intercept=self.intercept * scale + offset, levels=(low, high)
+        )
 
     def log_odds(self, states: npt.NDArray[np.floating]) -> Array:
         """Log-odds g_l of every used layer in nats, shape (n, used), from states of shape (n, used, dim)."""
