@@ -149,7 +149,7 @@ def affine_map(log_odds: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, f
 
 
 def expected_calibration_error(scores: npt.ArrayLike, labels: npt.ArrayLike, bins: int = 10) -> float:
-    """Mean distance of probability and observed share of unsafe prompts, over equally filled bins (Naeini et al., AAAI 2015)."""
+    """Mean distance of probability and observed share of unsafe, over equally filled bins (Naeini et al., AAAI 2015)."""
     values, truth = _probabilities(scores), np.asarray(labels, np.float64)
     if not len(values):
         raise DataError("there are no scores")
