@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench default-bundle wheel clean
+.PHONY: demo test check bench default-bundle default-response-bundle wheel clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mlpm-guard needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Choose another with: make PYTHON=python3.12 demo")'
@@ -30,10 +30,14 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/fit.py
 	$(BIN)/python benchmarks/streaming.py
 	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/pipeline.py
 
-# Refit the shipped bundle from a data folder: make default-bundle MLPM_GUARD_DATA=/path/to/data
+# Refit a shipped bundle from a data folder: make default-bundle MLPM_GUARD_DATA=/path/to/data
 default-bundle: $(STAMP)
 	$(BIN)/python mlpm_guard/bundles/fit_default.py
+
+default-response-bundle: $(STAMP)
+	$(BIN)/python mlpm_guard/bundles/fit_default_response.py
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

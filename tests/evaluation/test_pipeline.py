@@ -83,7 +83,9 @@ def test_every_source_is_counted_apart_and_all_together():
 
 @pytest.mark.parametrize(("on_error", "lost"), [("block", 1), ("allow", 0)])
 def test_what_cannot_be_judged_is_counted_and_follows_on_error(on_error, lost):
-    flow = evaluate_pipeline(gate(), moderator(on_error=on_error), [pair(1, "kind", " ", 0), pair(2, "kind", "kind", 0)]).overall
+    flow = evaluate_pipeline(
+        gate(), moderator(on_error=on_error), [pair(1, "kind", " ", 0), pair(2, "kind", "kind", 0)]
+    ).overall
     assert flow.errors == 1
     assert flow.chains["output_moderation"].harmless_lost == lost
 
