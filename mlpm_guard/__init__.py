@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mlpm_guard.answers import Generation
     from mlpm_guard.conversation import Conversation, Message
+    from mlpm_guard.drift import Drift, DriftMonitor
     from mlpm_guard.encoders.base import Encoder, EncoderIdentity
     from mlpm_guard.encoders.transformer import TransformerEncoder
     from mlpm_guard.errors import (
@@ -61,6 +62,8 @@ _HOME = {
     "ConfigurationError": "errors",
     "Conversation": "conversation",
     "DataError": "errors",
+    "Drift": "drift",
+    "DriftMonitor": "drift",
     "EmptyInputError": "errors",
     "Encoder": "encoders.base",
     "EncoderError": "errors",
@@ -104,6 +107,8 @@ __all__ = [
     "ConfigurationError",
     "Conversation",
     "DataError",
+    "Drift",
+    "DriftMonitor",
     "EmptyInputError",
     "Encoder",
     "EncoderError",

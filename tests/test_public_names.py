@@ -19,6 +19,7 @@ WALLS = {
     "verdict": set(),
     "conversation": {"errors", "verdict"},
     "windows": set(),
+    "drift": {"errors", "verdict"},
     "prototypes": {"errors"},
     "encoders": {"errors", "verdict", "conversation"},
     "bundle": {"errors", "verdict", "conversation", "encoders", "prototypes"},
