@@ -1,0 +1,536 @@
+"""guard_chain: input and output safety around any runnable. Guards decide."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from langchain_core.caches import BaseCache
+from langchain_core.callbacks import AsyncCallbackManagerForChainRun, BaseCallbackHandler, CallbackManagerForChainRun
+from langchain_core.documents import Document
+from langchain_core.language_models import BaseChatModel, BaseLLM
+from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, BaseMessage
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableSerializable
+from langchain_core.runnables.config import patch_config
+from langchain_core.runnables.fallbacks import RunnableWithFallbacks
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SkipValidation
+
+from langchain_mlpm_guard.answers import AsyncReleased, Moderator, Released
+from langchain_mlpm_guard.gate import warn_of_fallbacks
+from langchain_mlpm_guard.judging import Judge, OnReview, Stage, atell, is_guard, stops, tell
+from langchain_mlpm_guard.messages import Turns, conversation, prompt_messages, prompt_turns
+from langchain_mlpm_guard.refusals import metadata, refusal_chunk, refusal_message, with_verdicts
+from langchain_mlpm_guard.silence import HeldCache, Silence
+from mlpm_guard.errors import ConfigurationError, MlpmGuardError
+from mlpm_guard.policy import DEFAULT_REFUSAL
+from mlpm_guard.verdict import Verdict
+
+_STREAM_OF_PARENT = "__pregel_stream"
+_NO_REFUSAL = object()
+
+
+def guard_chain(
+    chain: Runnable[Any, Any],
+    *,
+    guard: Any = None,
+    moderator: Any = None,
+    refusal: Any = None,
+    input_key: str | None = None,
+    on_review: OnReview = "pass",
+    trace_inner: bool = False,
+    stream_options: Mapping[str, Any] | None = None,
+) -> GuardedChain:
+    """Put a gate before a runnable and moderation behind it.
+
+    Nothing is raised on a block: the refusal comes in the chain's own output type, in invoke, batch, stream and their async
+    twins. A batch is one call of the guard for its prompts and one for its answers. Verdicts are told to callbacks as the
+    custom event "mlpm_guard", and in `response_metadata` of messages; neither holds text.
+
+    The chain within runs out of sight by default: callbacks, tracers, `astream_events` and LangGraph's streams hear of this
+    run alone, as what a model within says is not judged yet. An LLM cache keeps only what was let through. Handlers that were
+    given to a model's own constructor are not cut off.
+
+    Args:
+        chain: any runnable whose output is text, messages, or data made of mappings, sequences and models.
+        guard: judges prompts: a `Guard` with `target="prompt"`; None lets all prompts pass.
+        moderator: judges answers: a `Guard` with `target="response"`; None lets all answers pass.
+        refusal: what comes instead of what was blocked: a text, which becomes a message where the chain gives messages; a value
+            of the chain's output type; or a function from the verdict to one. Needed where the chain's output type is neither
+            text, nor a message, nor a list.
+        input_key: which entry of a mapping holds the prompt; not needed for a mapping with one entry.
+        on_review: what to do with a prompt whose action is "review": "pass" or "block".
+        trace_inner: let callbacks, tracers and event streams see the chain within: raw answers too, before they are judged.
+        stream_options: of the `StreamModerator` that streams go through (`hold_back`, `every`, `context`, `unit`).
+
+    Raises:
+        ConfigurationError: neither guard nor moderator is given, one has the wrong target, or a refusal is needed.
+    """
+    return GuardedChain(
+        chain=chain,
+        guard=guard,
+        moderator=moderator,
+        refusal=refusal,
+        input_key=input_key,
+        on_review=on_review,
+        trace_inner=trace_inner,
+        stream_options=dict(stream_options or {}),
+    )
+
+
+class GuardedChain(RunnableSerializable[Any, Any]):
+    """What `guard_chain` returns; see there."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    chain: SkipValidation[Any] = Field(exclude=True)
+    guard: SkipValidation[Any] = Field(default=None, exclude=True)
+    moderator: SkipValidation[Any] = Field(default=None, exclude=True)
+    refusal: SkipValidation[Any] = Field(default=None, exclude=True)
+    input_key: str | None = None
+    on_review: OnReview = "pass"
+    trace_inner: bool = False
+    stream_options: Mapping[str, Any] = Field(default_factory=dict)
+
+    guards_answers: bool = Field(default=True, init=False, exclude=True)
+
+    _judge: Judge | None = PrivateAttr(default=None)
+    _moderator: Moderator | None = PrivateAttr(default=None)
+    _stand_in: Any = PrivateAttr(default=_NO_REFUSAL)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Check the options."""
+        super().model_post_init(context)
+        if self.guard is None and self.moderator is None:
+            raise ConfigurationError("pass guard=, which judges prompts, or moderator=, which judges answers, or both")
+        if self.guard is not None:
+            is_guard(self.guard, "prompt", "guard")
+            self._judge = Judge(self.guard)
+        if self.moderator is not None:
+            is_guard(self.moderator, "response", "moderator")
+            self._moderator = Moderator(self.moderator, self.stream_options)
+        self._stand_in = _stand_in(self.chain, self.refusal)
+        for model in _models(self.chain):
+            if isinstance(model.cache, BaseCache) and not isinstance(model.cache, HeldCache):
+                model.cache = HeldCache(model.cache)
+
+    # -- one input ----------------------------------------------------------------------------------------------------------
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002
+        """The chain's output, or the refusal.
+
+        Raises:
+            InvalidConversationError: there is no prompt in the input, or something in the output cannot be read.
+        """
+
+        def work(value: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> Any:
+            prompt, asked = self._read(value)
+            verdict = self._judge.worst([prompt])[0] if self._judge else None
+            tell(run_manager, config, verdict, "prompt", blocked=stops(verdict, self.on_review))
+            if verdict is not None and stops(verdict, self.on_review):
+                return self._refused(verdict, "prompt")
+            silence = self._silence()
+            inner = self._inner(config, run_manager.get_child())
+            output = silence.run(lambda: self.chain.invoke(value, inner, **kwargs))
+            judged = self._moderator.check([asked], [output])[0] if self._moderator else None
+            tell(run_manager, config, judged, "response", blocked=stops(judged))
+            if judged is not None and stops(judged):
+                return self._refused(judged, "response", output)
+            silence.release()
+            return _told(output, verdict, judged)
+
+        return self._call_with_config(work, input, config)
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002
+        """`invoke` without blocking the event loop."""
+
+        async def work(value: Any, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig) -> Any:
+            prompt, asked = self._read(value)
+            verdict = (await self._judge.aworst([prompt]))[0] if self._judge else None
+            await atell(run_manager, config, verdict, "prompt", blocked=stops(verdict, self.on_review))
+            if verdict is not None and stops(verdict, self.on_review):
+                return self._refused(verdict, "prompt")
+            silence = self._silence()
+            inner = self._inner(config, run_manager.get_child())
+            output = await silence.arun(lambda: self.chain.ainvoke(value, inner, **kwargs))
+            judged = (await self._moderator.acheck([asked], [output]))[0] if self._moderator else None
+            await atell(run_manager, config, judged, "response", blocked=stops(judged))
+            if judged is not None and stops(judged):
+                return self._refused(judged, "response", output)
+            await silence.arelease()
+            return _told(output, verdict, judged)
+
+        return await self._acall_with_config(work, input, config)
+
+    # -- many ---------------------------------------------------------------------------------------------------------------
+
+    def batch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[Any]:
+        """Outputs or refusals, in order; prompts are judged in one call, and answers in one."""
+
+        def work(values: list[Any], run_manager: list[CallbackManagerForChainRun], config: list[RunnableConfig]) -> list[Any]:
+            batch = _Batch(self, values)
+            batch.gated(self._judge.worst(batch.prompts) if self._judge else [None] * len(batch.prompts))
+            for index, verdict in batch.verdicts.items():
+                tell(run_manager[index], config[index], verdict, "prompt", blocked=stops(verdict, self.on_review))
+            silence = self._silence()
+            configs = [self._inner(config[index], run_manager[index].get_child()) for index in batch.open]
+            asked = [values[index] for index in batch.open]
+            outputs = silence.run(lambda: self.chain.batch(asked, configs, return_exceptions=True, **kwargs)) if asked else []
+            batch.answered(outputs)
+            judged = self._moderator.check(*batch.to_judge) if self._moderator else [None] * len(batch.open)
+            for index, verdict in batch.moderated(judged).items():
+                tell(run_manager[index], config[index], verdict, "response", blocked=stops(verdict))
+            if not batch.blocked:
+                silence.release()
+            return batch.results
+
+        return self._batch_with_config(work, inputs, config, return_exceptions=return_exceptions)
+
+    async def abatch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[Any]:
+        """`batch` without blocking the event loop."""
+
+        async def work(
+            values: list[Any], run_manager: list[AsyncCallbackManagerForChainRun], config: list[RunnableConfig]
+        ) -> list[Any]:
+            batch = _Batch(self, values)
+            batch.gated(await self._judge.aworst(batch.prompts) if self._judge else [None] * len(batch.prompts))
+            for index, verdict in batch.verdicts.items():
+                await atell(run_manager[index], config[index], verdict, "prompt", blocked=stops(verdict, self.on_review))
+            silence = self._silence()
+            configs = [self._inner(config[index], run_manager[index].get_child()) for index in batch.open]
+            asked = [values[index] for index in batch.open]
+            outputs = (
+                await silence.arun(lambda: self.chain.abatch(asked, configs, return_exceptions=True, **kwargs)) if asked else []
+            )
+            batch.answered(outputs)
+            judged = await self._moderator.acheck(*batch.to_judge) if self._moderator else [None] * len(batch.open)
+            for index, verdict in batch.moderated(judged).items():
+                await atell(run_manager[index], config[index], verdict, "response", blocked=stops(verdict))
+            if not batch.blocked:
+                await silence.arelease()
+            return batch.results
+
+        return await self._abatch_with_config(work, inputs, config, return_exceptions=return_exceptions)
+
+    # -- streams ------------------------------------------------------------------------------------------------------------
+
+    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any | None) -> Iterator[Any]:  # noqa: A002
+        """The chain's chunks as they are released. What is neither text nor a message waits for the end."""
+
+        def work(_: Iterator[Any], run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> Iterator[Any]:
+            prompt, asked = self._read(input)
+            verdict = self._judge.worst([prompt])[0] if self._judge else None
+            tell(run_manager, config, verdict, "prompt", blocked=stops(verdict, self.on_review))
+            if verdict is not None and stops(verdict, self.on_review):
+                yield self._refused(verdict, "prompt", chunk=True)
+                return
+            silence, stopper = self._silence(), _Stopper()
+            inner = self._inner(config, run_manager.get_child(), stopper)
+            source = _stoppable(silence.iterate(lambda: self.chain.stream(input, inner, **kwargs)), stopper)
+            if self._moderator is None:
+                yield from source
+                silence.release()
+                return
+            released = self._moderator.stream(asked, source)
+            yield from released
+            tell(run_manager, config, released.verdict, "response", blocked=released.blocked)
+            if not released.blocked:
+                silence.release()
+            yield from self._ending(released, verdict)
+
+        yield from self._transform_stream_with_config(iter([input]), work, config)
+
+    async def astream(
+        self,
+        input: Any,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any | None,
+    ) -> AsyncIterator[Any]:
+        """`stream` for event loops."""
+
+        async def work(
+            _: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
+        ) -> AsyncIterator[Any]:
+            prompt, asked = self._read(input)
+            verdict = (await self._judge.aworst([prompt]))[0] if self._judge else None
+            await atell(run_manager, config, verdict, "prompt", blocked=stops(verdict, self.on_review))
+            if verdict is not None and stops(verdict, self.on_review):
+                yield self._refused(verdict, "prompt", chunk=True)
+                return
+            silence, stopper = self._silence(), _Stopper()
+            inner = self._inner(config, run_manager.get_child(), stopper)
+            source = _astoppable(silence.aiterate(lambda: self.chain.astream(input, inner, **kwargs)), stopper)
+            if self._moderator is None:
+                async for chunk in source:
+                    yield chunk
+                await silence.arelease()
+                return
+            released = self._moderator.astream(asked, source)
+            async for chunk in released:
+                yield chunk
+            await atell(run_manager, config, released.verdict, "response", blocked=released.blocked)
+            if not released.blocked:
+                await silence.arelease()
+            for chunk in self._ending(released, verdict):
+                yield chunk
+
+        async def one() -> AsyncIterator[Any]:
+            yield input
+
+        async for chunk in self._atransform_stream_with_config(one(), work, config):
+            yield chunk
+
+    # -- what LangChain asks ------------------------------------------------------------------------------------------------
+
+    @property
+    def InputType(self) -> Any:  # noqa: N802
+        """That of the chain."""
+        return self.chain.InputType
+
+    @property
+    def OutputType(self) -> Any:  # noqa: N802
+        """That of the chain."""
+        return self.chain.OutputType
+
+    def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
+        """That of the chain."""
+        return self.chain.get_input_schema(config)  # type: ignore[no-any-return]
+
+    def get_output_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
+        """That of the chain."""
+        return self.chain.get_output_schema(config)  # type: ignore[no-any-return]
+
+    def with_fallbacks(self, fallbacks: Sequence[Runnable[Any, Any]], **kwargs: Any) -> RunnableWithFallbacks[Any, Any]:
+        """As for any runnable; warns of fallbacks that no guard stands in front of."""
+        if not all(getattr(each, "guards_answers", False) for each in fallbacks):
+            warn_of_fallbacks("guard_chain(chain.with_fallbacks([other]), ...)")
+        return super().with_fallbacks(fallbacks, **kwargs)
+
+    # -- how ----------------------------------------------------------------------------------------------------------------
+
+    def _read(self, value: Any) -> tuple[list[Turns], Turns]:
+        """What is judged of an input, and what an answer to it is judged with."""
+        try:
+            messages = prompt_messages(value, self.input_key)
+        except MlpmGuardError:
+            if self.guard is not None:
+                raise
+            return [], []
+        return prompt_turns(messages), conversation(messages)
+
+    def _silence(self) -> Silence:
+        return Silence(mute=not self.trace_inner)
+
+    def _inner(self, config: RunnableConfig, child: Any, stopper: BaseCallbackHandler | None = None) -> RunnableConfig:
+        """The configuration for the chain within: everything but who listens."""
+        if self.trace_inner:
+            callbacks: Any = child
+            if stopper is not None:
+                callbacks.add_handler(stopper)
+        else:
+            callbacks = [] if stopper is None else [stopper]
+        inner = patch_config(config, callbacks=callbacks)
+        inner.pop("run_name", None)
+        inner.pop("run_id", None)
+        known = inner.get("configurable") or {}
+        if not self.trace_inner and _STREAM_OF_PARENT in known:
+            # By it a graph within would put its raw state into the stream of the graph around.
+            inner["configurable"] = {name: value for name, value in known.items() if name != _STREAM_OF_PARENT}
+        return inner
+
+    def _refused(self, verdict: Verdict, stage: Stage, output: Any = None, *, chunk: bool = False) -> Any:
+        if isinstance(self._stand_in, _Message):
+            usage = output.usage_metadata if isinstance(output, AIMessage) else None
+            name = output.id if isinstance(output, AIMessage) else None
+            make: Callable[..., Any] = refusal_chunk if chunk else refusal_message
+            return make(self._stand_in.text, verdict, stage, usage=usage, id=name)
+        return self._stand_in(verdict) if callable(self._stand_in) else self._stand_in
+
+    def _ending(self, released: Released | AsyncReleased, prompt: Verdict | None) -> Iterator[Any]:
+        verdict = released.verdict
+        if released.blocked and verdict is not None:
+            if released.as_message and isinstance(self._stand_in, _Message):
+                yield refusal_chunk(self._stand_in.text, verdict, "response", usage=released.usage, id=released.id)
+            else:
+                yield self._refused(verdict, "response", chunk=True)
+        elif released.as_message:
+            yield AIMessageChunk(content="", id=released.id, response_metadata=metadata(prompt, verdict), chunk_position="last")
+
+
+class _Message(BaseModel):
+    """A refusal that comes as a message."""
+
+    text: str
+
+
+class _Batch:
+    """Items of a batch on their way: read, gated, answered, moderated."""
+
+    def __init__(self, chain: GuardedChain, values: Sequence[Any]) -> None:
+        self.results: list[Any] = [None] * len(values)
+        self.open: list[int] = []
+        self.prompts: list[list[Turns]] = []
+        self.verdicts: dict[int, Verdict | None] = {}
+        self.blocked = False
+        self._chain = chain
+        self._asked: dict[int, Turns] = {}
+        self._outputs: dict[int, Any] = {}
+        for index, value in enumerate(values):
+            try:
+                prompt, self._asked[index] = chain._read(value)
+            except MlpmGuardError as error:
+                self.results[index] = error
+            else:
+                self.open.append(index)
+                self.prompts.append(prompt)
+
+    def gated(self, verdicts: Sequence[Verdict | None]) -> None:
+        """Verdicts on the prompts that could be read."""
+        self.verdicts = dict(zip(self.open, verdicts, strict=True))
+        for index, verdict in self.verdicts.items():
+            if verdict is not None and stops(verdict, self._chain.on_review):
+                self.results[index] = self._chain._refused(verdict, "prompt")
+                self.open.remove(index)
+
+    def answered(self, outputs: Sequence[Any]) -> None:
+        """Outputs for the prompts that passed."""
+        for index, output in zip(list(self.open), outputs, strict=True):
+            if isinstance(output, Exception):
+                self.results[index] = output
+                self.open.remove(index)
+            else:
+                self._outputs[index] = output
+
+    @property
+    def to_judge(self) -> tuple[list[Turns], list[Any]]:
+        """Prompts and outputs to moderate."""
+        return [self._asked[index] for index in self.open], [self._outputs[index] for index in self.open]
+
+    def moderated(self, verdicts: Sequence[Verdict | None]) -> dict[int, Verdict | None]:
+        """Verdicts on the outputs, by item."""
+        judged = dict(zip(self.open, verdicts, strict=True))
+        for index, verdict in judged.items():
+            output = self._outputs[index]
+            if verdict is not None and stops(verdict):
+                self.blocked = True
+                self.results[index] = self._chain._refused(verdict, "response", output)
+            else:
+                self.results[index] = _told(output, self.verdicts[index], verdict)
+        return judged
+
+
+class _StoppedError(BaseException):
+    """Ends a model whose answer was blocked. Not an `Exception`: no fallback or retry within takes over."""
+
+
+class _Stopper(BaseCallbackHandler):
+    """Ends the model within at its next token. Closing the chain would not: a parser in it would read the model to the end."""
+
+    raise_error = True
+    run_inline = True
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def on_llm_new_token(self, *_: Any, **__: Any) -> None:
+        """Raise where the answer was blocked."""
+        if self.stopped:
+            raise _StoppedError
+
+
+def _stoppable(chunks: Iterator[Any], stopper: _Stopper) -> Iterator[Any]:
+    whole = False
+    try:
+        for chunk in chunks:  # noqa: UP028  (a delegated close would reach the chain before the flag)
+            yield chunk
+        whole = True
+    finally:
+        if not whole:
+            stopper.stopped = True
+            try:
+                next(chunks, None)
+            except _StoppedError:
+                pass
+            finally:
+                chunks.close()  # type: ignore[attr-defined]
+
+
+async def _astoppable(chunks: AsyncIterator[Any], stopper: _Stopper) -> AsyncIterator[Any]:
+    whole = False
+    try:
+        async for chunk in chunks:
+            yield chunk
+        whole = True
+    finally:
+        if not whole:
+            stopper.stopped = True
+            try:
+                await anext(chunks, None)
+            except _StoppedError:
+                pass
+            finally:
+                await chunks.aclose()  # type: ignore[attr-defined]
+
+
+def _told(output: Any, prompt: Verdict | None, response: Verdict | None) -> Any:
+    return with_verdicts(output, prompt, response) if isinstance(output, AIMessage) else output
+
+
+def _stand_in(chain: Runnable[Any, Any], refusal: Any) -> Any:
+    """What is given instead of a blocked output.
+
+    Raises:
+        ConfigurationError: the chain's output type does not tell, and no refusal was given.
+    """
+    try:
+        kind: Any = chain.OutputType
+    except TypeError:
+        kind = Any
+    gives_messages = kind is AnyMessage or (isinstance(kind, type) and issubclass(kind, BaseMessage))
+    if refusal is None:
+        if gives_messages:
+            return _Message(text=DEFAULT_REFUSAL)
+        if kind is str:
+            return DEFAULT_REFUSAL
+        if kind == list[Document] or kind == list[str]:
+            return []
+        raise ConfigurationError(
+            f"the chain's output type is {getattr(kind, '__name__', kind)!s}: pass refusal=, a value of that type or a "
+            "function from the verdict to one"
+        )
+    return _Message(text=refusal) if gives_messages and isinstance(refusal, str) else refusal
+
+
+def _models(runnable: Any, seen: set[int] | None = None) -> Iterator[BaseChatModel | BaseLLM]:
+    """The models in a chain, as far as one can see into it."""
+    seen = set() if seen is None else seen
+    if id(runnable) in seen:
+        return
+    seen.add(id(runnable))
+    if isinstance(runnable, (BaseChatModel, BaseLLM)):
+        yield runnable
+    elif isinstance(runnable, RunnableLambda):
+        for each in runnable.deps:
+            yield from _models(each, seen)
+    elif isinstance(runnable, Runnable) and isinstance(runnable, BaseModel):
+        for name in type(runnable).model_fields:
+            yield from _models(getattr(runnable, name, None), seen)
+    elif isinstance(runnable, Mapping):
+        for each in runnable.values():
+            yield from _models(each, seen)
+    elif isinstance(runnable, (list, tuple)):
+        for each in runnable:
+            yield from _models(each, seen)

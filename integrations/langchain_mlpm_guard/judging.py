@@ -1,0 +1,186 @@
+"""Asking a guard, in one call for many, and telling LangChain what it said. Computes no score; says nothing of the text."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
+from langchain_core.callbacks.manager import adispatch_custom_event, dispatch_custom_event
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import patch_config
+
+from langchain_mlpm_guard.messages import Turns
+from mlpm_guard.errors import ConfigurationError
+from mlpm_guard.policy import worse
+from mlpm_guard.verdict import Action, Mode, Verdict
+
+EVENT = "mlpm_guard"
+"""Name of the custom event, and of the key in `response_metadata`, that tell a verdict."""
+
+Stage: TypeAlias = Literal["prompt", "response", "tool_call", "tool_result", "document"]
+OnReview: TypeAlias = Literal["pass", "block"]
+
+_unnamed = itertools.count(1)
+_names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+_names_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A guard with what a gate overrides of it.
+
+    Attributes:
+        guard: judges conversations: a `Guard`, or anything with its `check` or `acheck`.
+        threshold: instead of the guard's own; None keeps that.
+        mode: instead of the guard's own; None keeps that.
+    """
+
+    guard: Any
+    threshold: float | None = None
+    mode: Mode | None = None
+
+    def check(self, conversations: Sequence[Turns]) -> list[Verdict]:
+        """Verdicts on all conversations, in one call where the guard has `check_batch`."""
+        return [self._settled(each) for each in _check(self.guard, conversations)]
+
+    async def acheck(self, conversations: Sequence[Turns]) -> list[Verdict]:
+        """`check` without blocking the event loop."""
+        return [self._settled(each) for each in await _acheck(self.guard, conversations)]
+
+    def worst(self, groups: Sequence[Sequence[Turns]]) -> list[Verdict | None]:
+        """The deciding verdict of every group, all judged together; None for a group with nothing in it."""
+        return _regroup(groups, self.check([each for group in groups for each in group]))
+
+    async def aworst(self, groups: Sequence[Sequence[Turns]]) -> list[Verdict | None]:
+        """`worst` without blocking the event loop."""
+        return _regroup(groups, await self.acheck([each for group in groups for each in group]))
+
+    def _settled(self, verdict: object) -> Verdict:
+        if not isinstance(verdict, Verdict):
+            raise ConfigurationError(f"the guard returned {type(verdict).__name__}, not a Verdict")
+        if self.threshold is None and self.mode is None:
+            return verdict
+        threshold = verdict.threshold if self.threshold is None else self.threshold
+        mode = verdict.mode if self.mode is None else self.mode
+        if verdict.score is None:
+            stops = mode == "enforce" and getattr(self.guard, "on_error", "block") != "allow"
+            flagged, action = True, Action.BLOCK if stops else Action.ALLOW
+        elif threshold == verdict.threshold and mode == verdict.mode:
+            return verdict
+        else:
+            flagged = verdict.score >= threshold
+            action = Action.BLOCK if flagged and mode == "enforce" else Action.ALLOW
+        return verdict.model_copy(update={"threshold": threshold, "mode": mode, "flagged": flagged, "action": action})
+
+
+def stops(verdict: Verdict | None, on_review: OnReview = "pass") -> bool:
+    """Whether a gate stops: on "block", and on "review" where it was told so."""
+    if verdict is None:
+        return False
+    return verdict.action is Action.BLOCK or (verdict.action is Action.REVIEW and on_review == "block")
+
+
+def record(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as plain data for metadata, events and saved state; evidence per layer is left out for its size."""
+    return verdict.model_dump(mode="json", exclude={"layers"})
+
+
+def event(verdict: Verdict, stage: Stage, *, blocked: bool) -> dict[str, Any]:
+    """What an event says."""
+    return {"stage": stage, "blocked": blocked, "verdict": record(verdict)}
+
+
+def tell(
+    run: CallbackManagerForChainRun, config: RunnableConfig, verdict: Verdict | None, stage: Stage, *, blocked: bool
+) -> None:
+    """Dispatch the verdict as a custom event, where anybody listens."""
+    if verdict is not None and run.handlers:
+        dispatch_custom_event(
+            EVENT, event(verdict, stage, blocked=blocked), config=patch_config(config, callbacks=run.get_child())
+        )
+
+
+async def atell(
+    run: AsyncCallbackManagerForChainRun, config: RunnableConfig, verdict: Verdict | None, stage: Stage, *, blocked: bool
+) -> None:
+    """`tell` for event loops."""
+    if verdict is not None and run.handlers:
+        child = patch_config(config, callbacks=run.get_child())
+        await adispatch_custom_event(EVENT, event(verdict, stage, blocked=blocked), config=child)
+
+
+def is_guard(value: object, target: str, option: str) -> None:
+    """Check that an option is a guard for prompts or for answers.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if not (callable(getattr(value, "check", None)) or callable(getattr(value, "acheck", None))):
+        raise ConfigurationError(
+            f"{option} is {type(value).__name__}: pass a mlpm_guard.Guard, or anything with its check or acheck"
+        )
+    judged = getattr(value, "target", target)
+    if judged != target:
+        raise ConfigurationError(f'{option} judges with target="{judged}"; this needs a guard with target="{target}"')
+
+
+def identity(guard: object) -> Mapping[str, Any]:
+    """What tells a guard's judgement from another's: part of the key of LLM caches."""
+    if guard is None:
+        return {}
+    options = {name: getattr(guard, name, None) for name in ("threshold", "mode", "on_error", "timeout", "max_chars")}
+    # Options of the reading, which only the guard itself uses.
+    reading = {name: getattr(guard, name, None) for name in ("_window", "_normalise", "_fragment_margin")}
+    return {"guard": getattr(guard, "bundle_id", None) or _name(guard), **options, **reading}
+
+
+def _name(guard: object) -> str:
+    """A name for what was not saved: of this fit, and of this process only."""
+    owner = getattr(guard, "_model", None) or guard
+    owner = getattr(owner, "scorer", owner) if getattr(guard, "reads_states", False) else guard
+    try:
+        with _names_lock:
+            return _names.setdefault(owner, f"{type(guard).__name__}-{next(_unnamed)}")
+    except TypeError:  # cannot be referred to weakly, or hashed
+        return f"{type(guard).__name__}-{id(guard)}"
+
+
+def _check(guard: Any, conversations: Sequence[Turns]) -> Sequence[object]:
+    if len(conversations) == 1 and callable(getattr(guard, "check", None)):
+        return [guard.check(conversations[0])]
+    if not conversations:
+        return []
+    if callable(getattr(guard, "check_batch", None)):
+        return list(guard.check_batch(conversations))
+    if not callable(getattr(guard, "check", None)):
+        raise ConfigurationError(f"{type(guard).__name__} has acheck only: use the async methods, or a guard with check")
+    return [guard.check(each) for each in conversations]
+
+
+async def _acheck(guard: Any, conversations: Sequence[Turns]) -> Sequence[object]:
+    if not conversations:
+        return []
+    if callable(getattr(guard, "acheck", None)):
+        if len(conversations) == 1:
+            return [await guard.acheck(conversations[0])]
+        if callable(getattr(guard, "acheck_batch", None)):
+            return list(await guard.acheck_batch(conversations))
+        return list(await asyncio.gather(*(guard.acheck(each) for each in conversations)))
+    return await asyncio.to_thread(_check, guard, conversations)
+
+
+def _regroup(groups: Sequence[Sequence[Turns]], verdicts: Sequence[Verdict]) -> list[Verdict | None]:
+    rest = iter(verdicts)
+    found: list[Verdict | None] = []
+    for group in groups:
+        worst: Verdict | None = None
+        for verdict in itertools.islice(rest, len(group)):
+            worst = verdict if worst is None else worse(worst, verdict)
+        found.append(worst)
+    return found
