@@ -1,0 +1,114 @@
+"""The gate in front of retrieval: judges everything of a query that is answered or embedded, once a query."""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from llama_index.core.schema import QueryBundle
+
+from llama_index_mlpm_guard.events import emit
+from mlpm_guard import ConfigurationError, Guard, Verdict
+from mlpm_guard.policy import Policy, worse
+
+OnBlock: TypeAlias = Literal["replace", "raise"]
+
+_MEMO = "_mlpm_guard_judged"
+
+
+def prompt_guard(guard: object) -> Guard:
+    """The guard itself.
+
+    Raises:
+        ConfigurationError: it is no guard, or judges answers.
+    """
+    if not isinstance(guard, Guard):
+        raise ConfigurationError(f"guard is {type(guard).__name__}: pass a mlpm_guard.Guard, such as Guard.from_pretrained()")
+    if guard.target != "prompt":
+        raise ConfigurationError('guard judges answers: pass one with target="prompt" here, and this one as moderator=')
+    return guard
+
+
+def choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is none of the choices.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    if value not in choices:
+        raise ConfigurationError(f"{name}={value!r}: choose one of {', '.join(choices)}")
+
+
+class QueryGate:
+    """Judges queries for a component. Holds configuration only.
+
+    The verdict stays with the `QueryBundle` that was judged, so that an engine that retrieves and synthesises in two calls, or
+    wraps another guarded component, asks a guard once. A bundle that was changed is judged again, and so is any bundle when the
+    guard was changed.
+
+    Args:
+        guard: judges the query.
+        component: name of the component that acts on the verdicts.
+
+    Raises:
+        ConfigurationError: the guard is none, or judges answers.
+    """
+
+    def __init__(self, guard: Guard, component: str) -> None:
+        self.guard = prompt_guard(guard)
+        self._component = component
+
+    def judge(self, query: QueryBundle) -> Verdict:
+        """The verdict on a query: the worst of its text and of the texts that are embedded in its place."""
+        judging = _Judging(query, self.guard)
+        if (known := judging.known()) is not None:
+            return known
+        if len(judging.texts) == 1:
+            return self._keep(judging, self.guard.check(judging.texts[0]))
+        return self._keep(judging, reduce(worse, self.guard.check_batch(judging.texts)))
+
+    async def ajudge(self, query: QueryBundle) -> Verdict:
+        """`judge` without blocking the event loop."""
+        judging = _Judging(query, self.guard)
+        if (known := judging.known()) is not None:
+            return known
+        return self._keep(judging, reduce(worse, await self.guard.acheck_batch(judging.texts)))
+
+    def _keep(self, judging: _Judging, verdict: Verdict) -> Verdict:
+        judging.keep(verdict)
+        return emit("query", self._component, verdict)
+
+
+class _Judging:
+    """The texts of one query, and what its verdict depends on besides them."""
+
+    def __init__(self, query: QueryBundle, guard: Guard) -> None:
+        self._query, self._guard, self._policy = query, guard, guard.policy()
+        embedded = [text for text in query.custom_embedding_strs or () if text.strip()]
+        self.texts = tuple(dict.fromkeys([query.query_str, *embedded]))
+
+    def known(self) -> Verdict | None:
+        """The verdict that was kept, if it still holds."""
+        kept = self._query.__dict__.get(_MEMO)
+        if not isinstance(kept, _Kept) or kept.guard is not self._guard or kept.texts != self.texts:
+            return None
+        then, now = kept.policy, self._policy
+        same = then.scorer is now.scorer and (then.threshold, then.mode) == (now.threshold, now.mode)
+        return kept.verdict if same else None
+
+    def keep(self, verdict: Verdict) -> None:
+        """Leave the verdict with the query. What could not be judged is tried again."""
+        if verdict.error is None:
+            self._query.__dict__[_MEMO] = _Kept(self._guard, self._policy, self.texts, verdict)
+
+
+class _Kept(NamedTuple):
+    """A verdict that travels with a query, and is left behind when that is copied or pickled."""
+
+    guard: Guard
+    policy: Policy
+    texts: tuple[str, ...]
+    verdict: Verdict
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
