@@ -19,7 +19,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +53,8 @@ LONGEST = 3000
 
 # The threshold flags this share of held-out harmless texts, none of which was trained on, as many of each source at most.
 HELD_OUT = (*HARMLESS, "coconot", "gpteacher", "oasst_small", "certified_safe_prompts", "nq_open", "hatecheck")
-HELD_OUT_ROWS = 60
-HELD_OUT_FLAGGED = 0.01
+HELD_OUT_ROWS = 100
+HELD_OUT_FLAGGED = 0.02
 
 EVERYDAY = Path(__file__).resolve().parent / "everyday_answers.jsonl"
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -159,10 +159,15 @@ def figures(guard: Guard, data: Path) -> dict[str, dict[str, float | int | None]
 
 
 def fit(data: Path, out: Path) -> Guard:
-    """Fit, set the threshold, measure, save."""
+    """Fit and finish."""
     rows = training_rows(data)
     guard = Guard(target="response")
     guard.fit([row.conversation for row in rows], [row.label for row in rows], sample_size=SAMPLE_SIZE)
+    return finish(guard, rows, data, out)
+
+
+def finish(guard: Guard, rows: Sequence[Row], data: Path, out: Path) -> Guard:
+    """Set the threshold, measure, save."""
     kept = [row for source in HELD_OUT for row in harmless_texts(data / "train", source, HELD_OUT_ROWS, kept_out=True)]
     guard.threshold = round(float(np.quantile(scores(guard, kept), 1.0 - HELD_OUT_FLAGGED)), 3)
     guard.save_pretrained(
