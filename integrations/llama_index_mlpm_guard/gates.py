@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -39,6 +41,14 @@ def choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ConfigurationError(f"{name}={value!r}: choose one of {', '.join(choices)}")
 
 
+async def check_together(guard: Guard, texts: Sequence[str]) -> list[Verdict]:
+    """Verdicts on texts that belong together, in one call of the guard and without blocking the event loop.
+
+    `Guard.acheck_batch` shares its calls with whoever asks at the same time, and so may judge the first text ahead of the rest.
+    """
+    return await asyncio.to_thread(guard.check_batch, texts)
+
+
 class QueryGate:
     """Judges queries for a component. Holds configuration only.
 
@@ -72,7 +82,9 @@ class QueryGate:
         judging = _Judging(query, self.guard)
         if (known := judging.known()) is not None:
             return known
-        return self._keep(judging, reduce(worse, await self.guard.acheck_batch(judging.texts)))
+        if len(judging.texts) == 1:
+            return self._keep(judging, await self.guard.acheck(judging.texts[0]))
+        return self._keep(judging, reduce(worse, await check_together(self.guard, judging.texts)))
 
     def _keep(self, judging: _Judging, verdict: Verdict) -> Verdict:
         judging.keep(verdict)

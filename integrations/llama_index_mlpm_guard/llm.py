@@ -127,7 +127,8 @@ class GuardedLLM(FunctionCallingLLM):
         return self.llm.metadata
 
     def __getstate__(self) -> dict[str, Any]:
-        return refuse_to_lose(self, super().__getstate__(), "guard", "moderator", "llm")
+        refuse_to_lose(self, "llm", "guard", "moderator")
+        return super().__getstate__()
 
     # -- chat ---------------------------------------------------------------------------------------------------------------
 

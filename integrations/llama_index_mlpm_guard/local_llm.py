@@ -96,7 +96,8 @@ class GuardedLocalLLM(LLM):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return refuse_to_lose(self, super().__getstate__(), "generator")
+        refuse_to_lose(self, "generator")
+        return super().__getstate__()
 
     # -- chat ---------------------------------------------------------------------------------------------------------------
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+import pickle
 
 from mlpm_guard import ConfigurationError
 
 
-def refuse_to_lose(component: object, state: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The state that is going to be pickled.
+def refuse_to_lose(component: object, *names: str) -> None:
+    """To be called before LlamaIndex collects a component's state.
 
-    LlamaIndex leaves out what cannot be pickled; a component that came back without its guard would let everything pass.
+    LlamaIndex drops attributes that cannot be pickled, from the pickle and from the component itself, and says so in a log.
+    Either would then let everything pass.
 
     Raises:
-        ConfigurationError: one of these attributes was left out.
+        ConfigurationError: one of these attributes cannot be pickled.
     """
     for name in names:
-        if getattr(component, name) is not None and name not in state["__dict__"]:
-            kind = type(getattr(component, name)).__name__
-            raise ConfigurationError(f"{type(component).__name__} cannot be pickled: its {name} ({kind}) cannot be")
-    return state
+        value = getattr(component, name)
+        try:
+            pickle.dumps(value)
+        except Exception as error:
+            raise ConfigurationError(
+                f"{type(component).__name__} cannot be pickled: its {name} ({type(value).__name__}) cannot be"
+            ) from error

@@ -9,7 +9,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
 
 from llama_index_mlpm_guard.events import emit
-from llama_index_mlpm_guard.gates import choice, prompt_guard
+from llama_index_mlpm_guard.gates import check_together, choice, prompt_guard
 from llama_index_mlpm_guard.pickling import refuse_to_lose
 from mlpm_guard import Guard, Verdict
 
@@ -56,7 +56,8 @@ class GuardPostprocessor(BaseNodePostprocessor):
         return "GuardPostprocessor"
 
     def __getstate__(self) -> dict[str, Any]:
-        return refuse_to_lose(self, super().__getstate__(), "guard")
+        refuse_to_lose(self, "guard")
+        return super().__getstate__()
 
     def _postprocess_nodes(self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None) -> list[NodeWithScore]:  # noqa: ARG002
         texts = _texts(nodes)
@@ -68,7 +69,7 @@ class GuardPostprocessor(BaseNodePostprocessor):
         query_bundle: QueryBundle | None = None,  # noqa: ARG002
     ) -> list[NodeWithScore]:
         texts = _texts(nodes)
-        return self._kept(nodes, dict(zip(texts, await self.guard.acheck_batch(list(texts.values())), strict=True)))
+        return self._kept(nodes, dict(zip(texts, await check_together(self.guard, list(texts.values())), strict=True)))
 
     def _kept(self, nodes: list[NodeWithScore], verdicts: dict[int, Verdict]) -> list[NodeWithScore]:
         kept: list[NodeWithScore] = []

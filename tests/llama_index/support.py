@@ -26,8 +26,8 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index_instrumentation import get_dispatcher
-
 from llama_index_mlpm_guard import GuardDecisionEvent
+
 from mlpm_guard.testing import MockGuard
 
 CALM = "The sky is blue. Grass is green. Water is wet."

@@ -16,9 +16,9 @@ from llama_index.core.query_engine import CustomQueryEngine, RetrieverQueryEngin
 from llama_index.core.response_synthesizers import ResponseMode
 from llama_index.core.schema import QueryBundle
 from llama_index_instrumentation import get_dispatcher
+from llama_index_mlpm_guard import GuardedQueryEngine, PromptBlockedError
 from pydantic import BaseModel
 
-from llama_index_mlpm_guard import GuardedQueryEngine, PromptBlockedError
 from mlpm_guard import ConfigurationError, ResponseBlocked
 from mlpm_guard.policy import DEFAULT_REFUSAL
 from mlpm_guard.testing import MockGuard
@@ -36,9 +36,7 @@ from tests.llama_index.support import (
 )
 
 MODES = [mode for mode in ResponseMode if mode not in (ResponseMode.NO_TEXT, ResponseMode.CONTEXT_ONLY)]
-STREAMING_MODES = [
-    ResponseMode.COMPACT, ResponseMode.REFINE, ResponseMode.SIMPLE_SUMMARIZE, ResponseMode.TREE_SUMMARIZE, ResponseMode.GENERATION,
-]  # fmt: skip
+STREAMING_MODES = [mode for mode in MODES if "accumulate" not in mode.value]
 
 
 class World:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from llama_index.core.query_engine import RetrieverQueryEngine, TransformQueryEngine
 from llama_index.core.schema import QueryBundle
-
 from llama_index_mlpm_guard import GuardQueryTransform, PromptBlockedError
+
 from mlpm_guard import ConfigurationError, PromptBlocked
 from mlpm_guard.testing import MockGuard
 from tests.llama_index.support import BLOCKED_QUERY, CountingRetriever, ScriptedLLM, index, moderator, observed, prompt_guard

@@ -11,8 +11,8 @@ from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextC
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import QueryBundle
 from llama_index.core.tools import RetrieverTool
-
 from llama_index_mlpm_guard import GuardedQueryEngine, GuardedRetriever, PromptBlockedError
+
 from mlpm_guard import ConfigurationError
 from tests.llama_index.support import (
     BLOCKED_QUERY,
