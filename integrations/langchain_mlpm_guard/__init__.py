@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from langchain_mlpm_guard.chat_models import ModeratedChatModel
     from langchain_mlpm_guard.errors import GuardBypassWarning, PromptBlockedError, ResponseBlockedError
     from langchain_mlpm_guard.gate import PromptGate
+    from langchain_mlpm_guard.middleware import GuardMiddleware
     from langchain_mlpm_guard.moderation import OutputModeration
 
 _HOME = {
     "GuardBypassWarning": "errors",
+    "GuardMiddleware": "middleware",
     "GuardedChain": "chains",
     "ModeratedChatModel": "chat_models",
     "OutputModeration": "moderation",
@@ -32,6 +34,7 @@ _HOME = {
 
 __all__ = [
     "GuardBypassWarning",
+    "GuardMiddleware",
     "GuardedChain",
     "ModeratedChatModel",
     "OutputModeration",

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.runnables.utils import AddableDict
 
 from langchain_mlpm_guard.judging import Judge
 from langchain_mlpm_guard.messages import Turns, answered, message_text, other_texts, output_texts, strings, without_text
@@ -213,8 +215,8 @@ class _Pieces:
     def other_text(self) -> str:
         """What can be read in all that is held."""
         found = [] if self._message is None else other_texts(_parsed(self._message))
-        for chunk in self._others:
-            found += [message_text(chunk), *other_texts(chunk)] if isinstance(chunk, BaseMessage) else strings(chunk)
+        if self._others:
+            found += strings(reduce(_together, self._others))
         return "\n".join(dict.fromkeys(text for text in found if text.strip()))
 
     def held(self) -> Iterator[Any]:
@@ -253,6 +255,23 @@ def as_chunk(message: AIMessage, content: str | list[str | dict[str, Any]]) -> A
         id=message.id,
         name=message.name,
     )
+
+
+def _together(before: Any, new: Any) -> Any:
+    """Chunks of data as one, so that a text that came in pieces is judged whole."""
+    if isinstance(before, str) and isinstance(new, str):
+        return new if new.startswith(before) else before + new
+    if isinstance(before, (AddableDict, BaseMessage)):
+        try:
+            return before + new
+        except TypeError:
+            return [before, new]
+    if isinstance(before, Mapping) and isinstance(new, Mapping):
+        return {**before, **{key: _together(before[key], each) if key in before else each for key, each in new.items()}}
+    if isinstance(before, list) and isinstance(new, list):
+        both = [_together(*each) for each in zip(before, new, strict=False)]
+        return both + (before if len(before) > len(new) else new)[len(both) :]
+    return [before, new] if not isinstance(before, list) else [*before, new]
 
 
 def _parsed(message: AIMessageChunk) -> AIMessage:

@@ -82,7 +82,7 @@ class GuardedChain(RunnableSerializable[Any, Any]):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
-    chain: SkipValidation[Any] = Field(exclude=True)
+    chain: SkipValidation[Any] = Field(exclude=True, repr=False)
     guard: SkipValidation[Any] = Field(default=None, exclude=True)
     moderator: SkipValidation[Any] = Field(default=None, exclude=True)
     refusal: SkipValidation[Any] = Field(default=None, exclude=True)

@@ -55,7 +55,7 @@ class ModeratedChatModel(BaseChatModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    model: SkipValidation[Any] = Field(exclude=True)
+    model: SkipValidation[Any] = Field(exclude=True, repr=False)
     guard: SkipValidation[Any] = Field(default=None, exclude=True)
     moderator: SkipValidation[Any] = Field(default=None, exclude=True)
     refusal: str = DEFAULT_REFUSAL
