@@ -1,7 +1,7 @@
-"""The doors of one index: which guarded component closes each, shown by what a blocked query costs and where a blocked answer ends.
+"""The doors of one index: which guarded component closes each.
 
-A door is closed for queries where a blocked one costs no model call and no retrieval, and for answers where a blocked one reaches
-neither the reader, nor the memory, nor any event of LlamaIndex's instrumentation.
+A door is closed for queries where a blocked one costs no model call and no retrieval, and for answers where a blocked one
+reaches neither the reader, nor the memory, nor any event of LlamaIndex's instrumentation.
 """
 
 from __future__ import annotations
