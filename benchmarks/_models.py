@@ -69,7 +69,7 @@ class Subject:
 
     def prompt(self, tokens: int) -> str:
         """A user turn that becomes so many tokens with its template."""
-        return " ".join(f"w{5 + index % 997}" for index in range(tokens - _FRAME))
+        return " ".join(f"w{10 + index % 997}" for index in range(tokens - _FRAME))
 
     def plain(self, prompts: list[str], **arguments: Any) -> list[str]:
         """Tokenise, generate and decode the plain Hugging Face way."""
@@ -97,7 +97,7 @@ def load(preset: Preset, device: str) -> Subject:
     model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=2, bos_token_id=1, max_new_tokens=1)
     tokenizer = _tokenizer()
     guard = Guard(TransformerEncoder(model, tokenizer), threshold=0.0, mode="monitor")
-    texts = [" ".join(f"w{(7 * row + 13 * index) % 900 + 5}" for index in range(8)) for row in range(32)]
+    texts = [" ".join(f"w{(7 * row + 13 * index) % 900 + 10}" for index in range(8)) for row in range(32)]
     guard.fit(texts, [row % 2 for row in range(32)], C=1e6, progress=False)
     return Subject(model, tokenizer, guard, GuardedGenerator(model, tokenizer, guard))
 
