@@ -22,6 +22,7 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.bridge.pydantic import Field
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.schema import NodeWithScore, QueryBundle
@@ -49,12 +50,12 @@ def moderator(**options: Any) -> MockGuard:
 class ScriptedLLM(FunctionCallingLLM):
     """Says its answers in turn, the last one again and again, word by word in streams; counts its calls."""
 
-    answers: list[str] = Field(default_factory=lambda: [CALM])
-    tools_first: list[dict[str, Any]] = Field(default_factory=list)
+    answers: list[str] = Field(default_factory=lambda: [CALM], exclude=True)
+    tools_first: list[dict[str, Any]] = Field(default_factory=list, exclude=True)
     is_chat_model: bool = True
-    calls: list[str] = Field(default_factory=list)
-    asked: list[Any] = Field(default_factory=list)
-    written: list[str] = Field(default_factory=list)
+    calls: list[str] = Field(default_factory=list, exclude=True)
+    asked: list[Any] = Field(default_factory=list, exclude=True)
+    written: list[str] = Field(default_factory=list, exclude=True)
 
     @property
     def metadata(self) -> LLMMetadata:
@@ -151,6 +152,26 @@ class ScriptedLLM(FunctionCallingLLM):
     ) -> list[ToolSelection]:
         calls = response.message.additional_kwargs.get("tool_calls", [])
         return [ToolSelection(tool_id=f"call-{index}", **call) for index, call in enumerate(calls)]
+
+
+class PlainLLM(CustomLLM):
+    """A chat model that knows no tools and no async, and says one thing."""
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata(is_chat_model=True)
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        return CompletionResponse(text=CALM)
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        yield CompletionResponse(text=CALM, delta=CALM)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "PlainLLM"
 
 
 class CountingRetriever(BaseRetriever):

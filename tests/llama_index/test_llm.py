@@ -13,7 +13,6 @@ from llama_index.core import PromptTemplate
 from llama_index.core.agent.workflow import AgentOutput, AgentStream, AgentWorkflow, FunctionAgent, ReActAgent
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, ImageBlock, MessageRole, TextBlock
 from llama_index.core.chat_engine import SimpleChatEngine
-from llama_index.core.llms import MockLLM
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.workflow import Context
 from llama_index_mlpm_guard import GuardedLLM, PromptBlockedError
@@ -22,7 +21,17 @@ from pydantic import BaseModel
 from mlpm_guard import ConfigurationError, Guard, ResponseBlocked
 from mlpm_guard.policy import DEFAULT_REFUSAL
 from mlpm_guard.testing import MockGuard
-from tests.llama_index.support import BAD, BLOCKED_QUERY, CALM, RELEASED, ScriptedLLM, moderator, observed, prompt_guard
+from tests.llama_index.support import (
+    BAD,
+    BLOCKED_QUERY,
+    CALM,
+    RELEASED,
+    PlainLLM,
+    ScriptedLLM,
+    moderator,
+    observed,
+    prompt_guard,
+)
 
 CHATS = ["chat", "achat", "stream_chat", "astream_chat"]
 METHODS = [*CHATS, "complete", "acomplete", "stream_complete", "astream_complete"]
@@ -312,9 +321,10 @@ async def test_a_blocked_answer_reaches_neither_agent_events_nor_memory(which: i
     llm, _ = guarded("", BAD, tools_first=[CALL])
     with observed() as observer:
         answer, events, memory = await run(agents(llm, streaming)[which], "weather in Bonn?")
-    assert answer == (RELEASED + DEFAULT_REFUSAL if streaming else DEFAULT_REFUSAL)
+    streamed = any(isinstance(event, AgentStream) for event in events)  # the oldest supported agents always stream
+    assert streamed or not streaming
+    assert answer == (RELEASED + DEFAULT_REFUSAL if streamed else DEFAULT_REFUSAL)
     assert any(isinstance(event, AgentOutput) for event in events)
-    assert any(isinstance(event, AgentStream) for event in events) is streaming
     assert not any("secret" in str(event) for event in events)
     assert not any("secret" in str(message) for message in memory.get_all())
     assert answer in [message.content for message in memory.get_all()]
@@ -388,9 +398,9 @@ async def test_react_agents_refuse_prompts_answers_and_actions(streaming: bool) 
 
 
 async def test_a_model_without_functions_serves_react_agents_and_says_so_to_others() -> None:
-    llm = GuardedLLM(MockLLM(max_tokens=4, is_chat_model=True), guard=prompt_guard(), moderator=moderator())
+    llm = GuardedLLM(PlainLLM(), guard=prompt_guard(), moderator=moderator())
     assert not llm.metadata.is_function_calling_model
-    assert text(llm.chat([user("hi")])) == "text text text text"
+    assert text(llm.chat([user("hi")])) == CALM
     with pytest.raises(ConfigurationError, match="ReActAgent"):
         llm.chat_with_tools([], "hi")
 
@@ -414,10 +424,10 @@ async def test_structured_answers_that_come_as_tool_calls_are_judged() -> None:
 
 
 def test_it_serialises_without_its_guards_and_comes_back_with_yours() -> None:
-    llm = GuardedLLM(MockLLM(max_tokens=4), guard=prompt_guard(), refusal="no.", hold_back="all")
+    llm = GuardedLLM(PlainLLM(), guard=prompt_guard(), refusal="no.", hold_back="all")
     data = llm.to_dict()
     assert data["class_name"] == GuardedLLM.class_name() == "GuardedLLM"
-    assert data["llm"]["class_name"] == "MockLLM"
+    assert data["llm"]["class_name"] == "PlainLLM"
     assert not {"guard", "moderator"} & set(data)
     again = GuardedLLM.from_dict({**data, "llm": llm.llm}, guard=prompt_guard())
     assert (again.refusal, again.hold_back) == ("no.", "all")
@@ -425,20 +435,19 @@ def test_it_serialises_without_its_guards_and_comes_back_with_yours() -> None:
 
 
 def test_it_pickles_with_its_guards_or_not_at_all(mock_guard: Guard) -> None:
-    llm = GuardedLLM(MockLLM(max_tokens=4, is_chat_model=True), guard=mock_guard, refusal="no.")
+    llm = GuardedLLM(PlainLLM(), guard=mock_guard, refusal="no.")
     again = pickle.loads(pickle.dumps(llm))
     assert text(again.chat([user("an unsafe request")])) == "no."
-    assert text(again.chat([user("please tell me about topic number 3")])) == "text text text text"
-    kept = GuardedLLM(MockLLM(), guard=MockGuard(lambda _: True))
+    assert text(again.chat([user("please tell me about topic number 3")])) == CALM
+    kept = GuardedLLM(PlainLLM(), guard=MockGuard(lambda _: True))
     with pytest.raises(ConfigurationError, match="its guard"):
         pickle.dumps(kept)
     assert kept.complete("hi").text == DEFAULT_REFUSAL
 
 
-def test_its_representation_and_payload_name_no_guard_internals() -> None:
+def test_its_representation_names_no_guard_internals_and_its_metadata_is_the_models() -> None:
     llm, _ = guarded()
     assert "MockGuard" not in repr(llm)
-    assert llm.to_payload()["class_name"] == "GuardedLLM"
     assert llm.metadata == llm.llm.metadata
     assert MessageRole.SYSTEM is llm.metadata.system_role
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,8 +26,8 @@ PROMPT = "please hi"
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    yield generation_support.shared("llama")
+def world() -> World:
+    return generation_support.shared("llama")
 
 
 def local(world: World, **options: Any) -> GuardedLocalLLM:
