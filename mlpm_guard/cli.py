@@ -1,4 +1,4 @@
-"""The command line: check, score, fit, info, evaluate.
+"""The command line: check, score, fit, info, evaluate, benchmark.
 
 Only what `--help` needs is imported here; everything heavier is imported by the command that uses it. No message repeats an
 argument of `check`, because that is a prompt.
@@ -250,12 +250,28 @@ def evaluate(
     response_column: Annotated[
         str | None, typer.Option("--response-column", help="With --pipeline: column with the answers; response, else text.")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Also write a page with curves, intervals and mistakes: out.html.")
+    ] = None,
+    compare: Annotated[
+        list[str] | None, typer.Option("--compare", help="With --report: another guard, side by side. May be repeated.")
+    ] = None,
+    show_text: Annotated[
+        bool, typer.Option("--show-text", help="With --report: show the text of mistakes, not only their ids.")
+    ] = False,
 ) -> None:
     """Measure a guard on labelled prompts: overall, and for each source.
 
     With --pipeline the rows are prompts with answers, label 1 for a harmful answer. Printed is how many harmful answers reach
     the user and how many harmless ones are lost: with BUNDLE before the model, with the moderator behind it, with both.
+
+    With --report the figures, with confidence intervals, also go into a page of their own; it holds no text of a prompt unless
+    --show-text asks for it. A guard that is compared judges the same rows at its own threshold.
     """
+    if pipeline and (report is not None or compare or show_text):
+        _fail("--report, --compare and --show-text: not with --pipeline")
+    if report is None and (compare or show_text):
+        _fail("--compare and --show-text need --report")
     if pipeline:
         if text_column is not None:
             _fail("--text-column: with --pipeline the columns are named by --prompt-column and --response-column")
@@ -264,9 +280,12 @@ def evaluate(
         return
     if moderator != _MODERATOR or {moderator_threshold, prompt_column, response_column} != {None}:
         _fail("--moderator, --moderator-threshold, --prompt-column and --response-column need --pipeline")
+    data = _open(files, text_column, label_column)
+    if report is not None:
+        _evaluate_report([(bundle, threshold), *((other, None) for other in compare or ())], data, report, show_text, json)
+        return
     from mlpm_guard.evaluation.runner import evaluate as run
 
-    data = _open(files, text_column, label_column)
     guard = _load_guard(bundle, threshold)
     with _counted("evaluating", data) as count:
         evaluation = run(guard, (record for each in data for record in each), progress=count)
@@ -276,6 +295,64 @@ def evaluate(
         from mlpm_guard.rendering import evaluation_table, show
 
         show(evaluation_table(evaluation))
+
+
+def _evaluate_report(
+    bundles: Sequence[tuple[str, float | None]], data: Sequence[DataFile], out: Path, show_text: bool, json: bool
+) -> None:
+    from mlpm_guard.evaluation.judged import collect
+    from mlpm_guard.evaluation.plots import require
+    from mlpm_guard.evaluation.report import check_writable, report, save_report
+
+    check_writable(out)
+    require()
+    names = [Path(bundle).name or bundle for bundle, _ in bundles]
+    guards = [
+        # Two guards of one name are told apart by their order.
+        (name if names.count(name) == 1 else f"{name} ({position + 1})", _load_guard(bundle, threshold))
+        for position, (name, (bundle, threshold)) in enumerate(zip(names, bundles, strict=True))
+    ]
+    with _counted("evaluating", data) as count:
+        results = collect(guards, (record for each in data for record in each), keep_text=show_text, progress=count)
+    path = save_report(out, report(results, files=[each.path.name for each in data], show_text=show_text))
+    for result in results:
+        if json:
+            typer.echo(result.evaluation().model_dump_json())
+        else:
+            from mlpm_guard.rendering import evaluation_table, show
+
+            show(evaluation_table(result.evaluation()))
+    _say(f"report in {path}")
+
+
+class _Suite(StrEnum):
+    PAPER = "paper"
+
+
+@app.command()
+def benchmark(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="A shipped guard's name, or a folder (./my-guard).")],
+    data: Annotated[Path, typer.Option("--data", help="Folder with the test sets' files, as their publishers ship them.")],
+    suite: Annotated[_Suite, typer.Option("--suite", help="Which test sets.")] = _Suite.PAPER,
+    threshold: _Threshold = None,
+    json: _Json = False,
+) -> None:
+    """Measure a guard on public test sets, with the figures that others published beside it.
+
+    Nothing is downloaded: the sets whose files are in the folder are measured, the others are named. A guard of prompts is
+    measured on prompts, a guard of answers on answers.
+    """
+    from mlpm_guard.evaluation.benchmark import run_suite
+
+    guard = _load_guard(bundle, threshold)
+    with _counted("measuring", []) as count:
+        result = run_suite(guard, data, suite=suite.value, progress=count)
+    if json:
+        typer.echo(result.model_dump_json())
+    else:
+        from mlpm_guard.rendering import show, suite_table
+
+        show(suite_table(result))
 
 
 class _Pairs(NamedTuple):
@@ -407,7 +484,7 @@ def _progress(what: str, data: Sequence[DataFile]) -> Iterator[Any]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=sum(file.size for file in data), rows=0)
+        task = bar.add_task(what, total=sum(file.size for file in data) or None, rows=0)
         yield lambda rows: _advance(bar, task, data, rows)
 
 

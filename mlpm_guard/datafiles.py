@@ -141,7 +141,7 @@ class DataFile:
 
     def __iter__(self) -> Iterator[Record]:
         to_record: _ToRecord | None = None
-        for line, row in self._rows():
+        for line, row in self.rows():
             if to_record is None:
                 to_record = _ToRecord(self.path, self.stem, self.text_column, self._label_column, self._labels, row)
             yield to_record.record(line, row)
@@ -158,7 +158,7 @@ class DataFile:
         """
         prompt = PROMPT_COLUMN if prompt_column is None else prompt_column
         to_row: _ToRecord | None = None
-        for line, row in self._rows({prompt, *RESPONSE_COLUMNS, *([] if response_column is None else [response_column])}):
+        for line, row in self.rows({prompt, *RESPONSE_COLUMNS, *([] if response_column is None else [response_column])}):
             if to_row is None:
                 to_row = _ToRecord(self.path, self.stem, prompt, self._label_column, self._labels, row)
                 if response_column is None:
@@ -168,8 +168,12 @@ class DataFile:
             assert response_column is not None
             yield to_row.pair(line, row, response_column)
 
-    def _rows(self, more: Iterable[str] = ()) -> Iterator[tuple[int, Row]]:
-        """Rows with their lines; `more` names columns that are wanted beside the usual ones."""
+    def rows(self, more: Iterable[str] = ()) -> Iterator[tuple[int, Row]]:
+        """Rows as they stand, with their lines; `more` names columns that are wanted beside the usual ones.
+
+        Raises:
+            DataError: a row is malformed; the message names its line.
+        """
         empty = True
         for line, row in self._read_parquet(more) if self._kind == "parquet" else self._read_lines():
             empty = False
@@ -391,8 +395,13 @@ class _ToRecord:
 
     def _get(self, line: int, row: Row, column: str) -> object:
         if column not in row:
-            raise _bad(self._path, line, f"no column {_quoted(column)}; there {_listed(row)}")
+            raise missing_column(self._path, line, column, row)
         return row[column]
+
+
+def missing_column(path: Path, line: int, column: str, row: Row) -> DataError:
+    """The error of a row without a column that it needs; lists what it has, as far as those are names."""
+    return _bad(path, line, f"no column {_quoted(column)}; there {_listed(row)}")
 
 
 def _kind(path: Path) -> tuple[str, bool]:

@@ -23,6 +23,7 @@ An error says what was wrong and what to do. It carries objects (a verdict, a pa
     │   ├── BundleSchemaError         written in a format this version does not read
     │   ├── BundleMismatchError       fitted for another encoder
     │   └── BundleSaveError           could not be written; what was there is untouched  (OSError)
+    ├── ReportSaveError               an evaluation report could not be written          (OSError)
     └── Blocked                       raised by `enforce` and by gates; carries the verdict
         ├── PromptBlocked
         └── ResponseBlocked
@@ -144,6 +145,10 @@ class BundleMismatchError(BundleError):
 
 class BundleSaveError(BundleError, OSError):
     """The bundle could not be written. Whatever stood at the path before is still there, whole."""
+
+
+class ReportSaveError(MlpmGuardError, OSError):
+    """An evaluation report could not be written. Whatever stood at the path before is still there, whole."""
 
 
 class Blocked(MlpmGuardError):

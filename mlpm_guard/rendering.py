@@ -12,6 +12,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from mlpm_guard.bundle import Bundle
+    from mlpm_guard.evaluation.benchmark import SuiteResult
     from mlpm_guard.evaluation.metrics import Metrics
     from mlpm_guard.evaluation.pipeline import Flow, PipelineEvaluation
     from mlpm_guard.evaluation.runner import Evaluation
@@ -155,6 +156,37 @@ def pipeline_table(evaluation: PipelineEvaluation) -> RenderableType:
     return Group(table, Text("\n".join(lines)))
 
 
+def suite_table(result: SuiteResult) -> RenderableType:
+    """F1 and average precision on every set, with published F1 beside them, marked as published."""
+    others = list(dict.fromkeys(name for each in result.sets.values() for name in each.published))
+    columns = ("rows", "unsafe", "F1", "95 % interval", "avg. precision", "recall", "FP rate")
+    table = _table("set", *columns, *(f"{name} *" for name in others))
+    for each in result.sets.values():
+        ends = each.f1_interval
+        figures = (each.metrics.average_precision, each.metrics.recall, each.metrics.false_positive_rate)
+        cells = (
+            each.title,
+            str(each.metrics.n),
+            str(each.metrics.unsafe),
+            f"{each.f1:.3f}",
+            "-" if ends is None else f"{ends[0]:.3f} - {ends[1]:.3f}",
+            *(_figure(figure) for figure in figures),
+            *(_figure(each.published.get(name)) for name in others),
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+    lines = [f"threshold {result.threshold:.4f}, guard {printable(result.bundle_id or 'not saved')}"]
+    if others:
+        lines.append(
+            f"* F1 as published in {result.source}, by other guards at thresholds of their own; not measured by this project"
+        )
+    lines.append("where all rows are unsafe nothing can be flagged wrongly, so that F1 follows from the recall alone")
+    lines += [f"not found: {key} ({' or '.join(names)})" for key, names in result.not_found.items()]
+    if result.other_target:
+        what = "answers" if result.target == "prompt" else "prompts"
+        lines.append(f"left out, for a guard of {what}: {', '.join(result.other_target)}")
+    return Group(table, Text("\n".join(lines)))
+
+
 def show(renderable: RenderableType) -> None:
     """Print to standard output; a pipe gets the full width, so that no figure is cut."""
     console = Console()
@@ -181,8 +213,12 @@ def _cells(source: str, metrics: Metrics) -> list[Text]:
         metrics.recall_at_fpr["0.05"],
         metrics.false_positive_rate,
     )
-    shown = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
+    shown = [_figure(figure) for figure in figures]
     return [Text(cell) for cell in (source, str(metrics.n), str(metrics.unsafe), *shown, str(metrics.errors))]
+
+
+def _figure(figure: float | None) -> str:
+    return "-" if figure is None else f"{figure:.3f}"
 
 
 def _chain_rows(source: str, flow: Flow) -> list[list[Text]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
     from mlpm_guard.verdict import Verdict
 
 _BATCH = 256
+
+
+class Batch(NamedTuple):
+    """Records that were judged together, and what each guard said of them.
+
+    Attributes:
+        records: the rows; every one has a label.
+        verdicts: for every guard one verdict a row.
+        seconds: for every guard how long it took.
+    """
+
+    records: list[Record]
+    verdicts: list[list[Verdict]]
+    seconds: list[float]
 
 
 class Evaluation(BaseModel):
@@ -81,22 +96,13 @@ def evaluate(
         ConfigurationError: `batch_size` is not a positive whole number.
         MlpmGuardError: the guard itself cannot be used; see `Guard.check_batch`.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigurationError(f"batch_size={batch_size!r}: a whole number, at least 1")
     tallies: dict[str, _Tally] = {}
-    rows = iter(records)
-    while batch := list(islice(rows, batch_size)):
-        for record in batch:
-            if record.label is None:
-                raise DataError(f"line {record.line} of {record.source!r} has no label; an evaluation needs one on every row")
-        verdicts = guard.check_batch([record.conversation for record in batch])
-        for record, verdict in zip(batch, verdicts, strict=True):
+    for batch in judged_batches([guard], records, batch_size=batch_size):
+        for record, verdict in zip(batch.records, batch.verdicts[0], strict=True):
             assert record.label is not None
             tallies.setdefault(record.source, _Tally()).add(record.label, verdict)
         if progress is not None:
-            progress(len(batch))
-    if not tallies:
-        raise DataError("there are no records to evaluate on")
+            progress(len(batch.records))
     total = _Tally()
     for tally in tallies.values():
         total.extend(tally)
@@ -106,3 +112,29 @@ def evaluate(
         overall=total.metrics(),
         sources={source: tally.metrics() for source, tally in sorted(tallies.items())},
     )
+
+
+def judged_batches(guards: Sequence[Guard], records: Iterable[Record], *, batch_size: int = _BATCH) -> Iterator[Batch]:
+    """Judge labelled records with one or more guards, a batch at a time, so that no more than one batch is in memory.
+
+    Raises:
+        DataError: a record has no label, or there are no records.
+        ConfigurationError: `batch_size` is not a positive whole number.
+        MlpmGuardError: a guard itself cannot be used; see `Guard.check_batch`.
+    """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigurationError(f"batch_size={batch_size!r}: a whole number, at least 1")
+    rows, empty = iter(records), True
+    while batch := list(islice(rows, batch_size)):
+        empty = False
+        for record in batch:
+            if record.label is None:
+                raise DataError(f"line {record.line} of {record.source!r} has no label; an evaluation needs one on every row")
+        verdicts, seconds = [], []
+        for guard in guards:
+            began = time.perf_counter()
+            verdicts.append(guard.check_batch([record.conversation for record in batch]))
+            seconds.append(time.perf_counter() - began)
+        yield Batch(batch, verdicts, seconds)
+    if empty:
+        raise DataError("there are no records to evaluate on")
