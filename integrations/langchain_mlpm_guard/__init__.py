@@ -15,15 +15,22 @@ if find_spec("langchain_core") is None:
 if TYPE_CHECKING:
     from langchain_mlpm_guard.chains import GuardedChain, guard_chain
     from langchain_mlpm_guard.chat_models import ModeratedChatModel
+    from langchain_mlpm_guard.decisions import GuardDecisionModel
+    from langchain_mlpm_guard.documents import DocumentGate, GuardedRetriever
     from langchain_mlpm_guard.errors import GuardBypassWarning, PromptBlockedError, ResponseBlockedError
     from langchain_mlpm_guard.gate import PromptGate
+    from langchain_mlpm_guard.local_models import ChatGuarded
     from langchain_mlpm_guard.middleware import GuardMiddleware
     from langchain_mlpm_guard.moderation import OutputModeration
 
 _HOME = {
+    "ChatGuarded": "local_models",
+    "DocumentGate": "documents",
     "GuardBypassWarning": "errors",
+    "GuardDecisionModel": "decisions",
     "GuardMiddleware": "middleware",
     "GuardedChain": "chains",
+    "GuardedRetriever": "documents",
     "ModeratedChatModel": "chat_models",
     "OutputModeration": "moderation",
     "PromptBlockedError": "errors",
@@ -33,9 +40,13 @@ _HOME = {
 }
 
 __all__ = [
+    "ChatGuarded",
+    "DocumentGate",
     "GuardBypassWarning",
+    "GuardDecisionModel",
     "GuardMiddleware",
     "GuardedChain",
+    "GuardedRetriever",
     "ModeratedChatModel",
     "OutputModeration",
     "PromptBlockedError",
@@ -43,6 +54,12 @@ __all__ = [
     "ResponseBlockedError",
     "guard_chain",
 ]
+
+# What the installed LangChain cannot carry is not offered; asking for it by name says what is missing.
+if find_spec("langchain") is None:
+    __all__.remove("GuardMiddleware")
+if find_spec("langchain_core.decisions") is None:
+    __all__.remove("GuardDecisionModel")
 
 
 def __getattr__(name: str) -> Any:

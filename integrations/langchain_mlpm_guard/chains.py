@@ -16,6 +16,7 @@ from langchain_core.runnables.fallbacks import RunnableWithFallbacks
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SkipValidation
 
 from langchain_mlpm_guard.answers import AsyncReleased, Moderator, Released
+from langchain_mlpm_guard.configuration import checked
 from langchain_mlpm_guard.gate import warn_of_fallbacks
 from langchain_mlpm_guard.judging import Judge, OnReview, Stage, atell, is_guard, stops, tell
 from langchain_mlpm_guard.messages import Turns, conversation, prompt_messages, prompt_turns
@@ -96,6 +97,10 @@ class GuardedChain(RunnableSerializable[Any, Any]):
     _judge: Judge | None = PrivateAttr(default=None)
     _moderator: Moderator | None = PrivateAttr(default=None)
     _stand_in: Any = PrivateAttr(default=_NO_REFUSAL)
+
+    def __init__(self, **options: Any) -> None:
+        with checked(self):
+            super().__init__(**options)
 
     def model_post_init(self, context: Any, /) -> None:
         """Check the options."""

@@ -16,6 +16,7 @@ from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, PrivateAttr, SkipValidation, model_validator
 
 from langchain_mlpm_guard.answers import AsyncReleased, Moderator, Released, as_chunk
+from langchain_mlpm_guard.configuration import checked
 from langchain_mlpm_guard.errors import PromptBlockedError, ResponseBlockedError
 from langchain_mlpm_guard.gate import warn_of_fallbacks
 from langchain_mlpm_guard.judging import Judge, OnReview, identity, is_guard, stops
@@ -65,6 +66,10 @@ class ModeratedChatModel(BaseChatModel):
 
     _bound: Mapping[str, Any] = PrivateAttr(default_factory=dict)
     _moderator: Moderator | None = PrivateAttr(default=None)
+
+    def __init__(self, **options: Any) -> None:
+        with checked(self):
+            super().__init__(**options)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -14,6 +14,7 @@ from langchain_core.runnables.fallbacks import RunnableWithFallbacks
 from langchain_core.runnables.utils import Input, Output
 from pydantic import ConfigDict, Field, SkipValidation, model_validator
 
+from langchain_mlpm_guard.configuration import checked
 from langchain_mlpm_guard.errors import GuardBypassWarning, PromptBlockedError, ResponseBlockedError
 from langchain_mlpm_guard.judging import Judge, OnReview, atell, is_guard, stops, tell
 from langchain_mlpm_guard.messages import Turns, prompt_messages, prompt_turns
@@ -69,7 +70,8 @@ class PromptGate(RunnableSerializable[Any, Any]):
     max_chars: int | None = None
 
     def __init__(self, guard: Any = None, **options: Any) -> None:
-        super().__init__(guard=guard, **options)  # type: ignore[call-arg]
+        with checked(self):
+            super().__init__(guard=guard, **options)  # type: ignore[call-arg]
 
     @model_validator(mode="after")
     def _complete(self) -> PromptGate:

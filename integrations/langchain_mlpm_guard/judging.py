@@ -59,7 +59,11 @@ class Judge:
 
     async def aworst(self, groups: Sequence[Sequence[Turns]]) -> list[Verdict | None]:
         """`worst` without blocking the event loop."""
-        return _regroup(groups, await self.acheck([each for group in groups for each in group]))
+        flat = [each for group in groups for each in group]
+        if len(groups) > 1 and callable(getattr(self.guard, "check_batch", None)):
+            # A batch is one call of the scorer; the micro-batcher behind `acheck_batch` may make several of it.
+            return _regroup(groups, await asyncio.to_thread(self.check, flat))
+        return _regroup(groups, await self.acheck(flat))
 
     def _settled(self, verdict: object) -> Verdict:
         if not isinstance(verdict, Verdict):
@@ -83,7 +87,7 @@ def stops(verdict: Verdict | None, on_review: OnReview = "pass") -> bool:
     """Whether a gate stops: on "block", and on "review" where it was told so."""
     if verdict is None:
         return False
-    return verdict.action is Action.BLOCK or (verdict.action is Action.REVIEW and on_review == "block")
+    return verdict.action == Action.BLOCK or (verdict.action == Action.REVIEW and on_review == "block")
 
 
 def record(verdict: Verdict) -> dict[str, Any]:

@@ -185,7 +185,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         if verdict.blocked:
             return False
         floor = self.review_threshold
-        return verdict.action is Action.REVIEW or (floor is not None and verdict.score is not None and verdict.score >= floor)
+        return verdict.action == Action.REVIEW or (floor is not None and verdict.score is not None and verdict.score >= floor)
 
     def _borderline(self, verdict: Verdict) -> bool:
         return self.on_review == "interrupt" and self._in_doubt(verdict)

@@ -12,6 +12,7 @@ from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from pydantic import ConfigDict, Field, PrivateAttr, SkipValidation
 
 from langchain_mlpm_guard.answers import AsyncReleased, Moderator, Released
+from langchain_mlpm_guard.configuration import checked
 from langchain_mlpm_guard.errors import ResponseBlockedError
 from langchain_mlpm_guard.judging import atell, is_guard, stops, tell
 from langchain_mlpm_guard.refusals import metadata, refusal_chunk, refusal_message, with_verdicts
@@ -50,7 +51,8 @@ class OutputModeration(RunnableSerializable[Any, Any]):
     _moderator: Moderator = PrivateAttr()
 
     def __init__(self, moderator: Any = None, **options: Any) -> None:
-        super().__init__(moderator=moderator, **options)  # type: ignore[call-arg]
+        with checked(self):
+            super().__init__(moderator=moderator, **options)  # type: ignore[call-arg]
 
     def model_post_init(self, context: Any, /) -> None:
         """Check the options."""
