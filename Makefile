@@ -31,6 +31,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/streaming.py
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/pipeline.py
+	$(BIN)/python benchmarks/drift.py
 
 # Refit a shipped bundle from a data folder: make default-bundle MLPM_GUARD_DATA=/path/to/data
 default-bundle: $(STAMP)

@@ -31,8 +31,8 @@ NOVELTY_BINS = 50
 MATERIAL = 0.1
 """Population stability index from which a shift counts as moderate (Siddiqi, "Credit Risk Scorecards", 2006)."""
 
-FEWEST = 100
-"""Judged texts that a monitor needs to be compared: ten in each of ten groups."""
+FEWEST = 200
+"""Scores that a monitor needs to be compared: with fewer, the index exceeds its approximate distribution too often."""
 
 _GROUPS = 10
 

@@ -159,8 +159,9 @@ def pipeline_table(evaluation: PipelineEvaluation) -> RenderableType:
 def suite_table(result: SuiteResult) -> RenderableType:
     """F1 and average precision on every set, with published F1 beside them, marked as published."""
     others = list(dict.fromkeys(name for each in result.sets.values() for name in each.published))
-    columns = ("rows", "unsafe", "F1", "95 % interval", "avg. precision", "recall", "FP rate")
-    table = _table("set", *columns, *(f"{name} *" for name in others))
+    columns = ("rows", "unsafe", "F1", "95 % interval", "AP", "recall", "FP rate")
+    # A name would be wider than its figures; it stands below, with what the figures are.
+    table = _table("set", *columns, *(f"[{number}]" for number in range(1, len(others) + 1)))
     for each in result.sets.values():
         ends = each.f1_interval
         figures = (each.metrics.average_precision, each.metrics.recall, each.metrics.false_positive_rate)
@@ -176,9 +177,9 @@ def suite_table(result: SuiteResult) -> RenderableType:
         table.add_row(*(Text(cell) for cell in cells))
     lines = [f"threshold {result.threshold:.4f}, guard {printable(result.bundle_id or 'not saved')}"]
     if others:
-        lines.append(
-            f"* F1 as published in {result.source}, by other guards at thresholds of their own; not measured by this project"
-        )
+        names = ", ".join(f"[{number}] {name}" for number, name in enumerate(others, 1))
+        lines.append(f"published: F1 of {names}")
+        lines.append(f"           as given in {result.source}, at thresholds of their own; not measured by this project")
     lines.append("where all rows are unsafe nothing can be flagged wrongly, so that F1 follows from the recall alone")
     lines += [f"not found: {key} ({' or '.join(names)})" for key, names in result.not_found.items()]
     if result.other_target:

@@ -98,11 +98,14 @@ def test_benchmark_prints_a_table_that_marks_what_is_published(folder, keyword_g
     result = run("benchmark", "default", "--data", folder)
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    assert "MLPM, OLMo2-7B-Instruct *" in lines[0]
+    assert lines[0].split()[-4:] == ["[1]", "[2]", "[3]", "[4]"]
     cells = next(line for line in lines if line.startswith("XSTest")).split()
     assert cells[:4] == ["XSTest", "6", "3", "0.667"]
     assert cells[-4:] == ["0.885", "0.815", "0.953", "0.974"]
-    assert any(line.startswith("* F1 as published in arXiv 2502.16174") and "not measured" in line for line in lines)
+    (published,) = (index for index, line in enumerate(lines) if line.startswith("published: "))
+    assert "[4] MLPM, OLMo2-7B-Instruct" in lines[published]
+    assert "arXiv 2502.16174" in lines[published + 1]
+    assert "not measured by this project" in lines[published + 1]
     assert "not found: toxicchat (toxic-chat_annotation_test.csv)" in lines
     assert "left out, for a guard of answers: beavertails" in lines
 
