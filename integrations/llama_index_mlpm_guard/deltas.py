@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from contextlib import aclosing, closing
 from typing import Any, Generic, TypeVar
 
 from llama_index.core.base.llms.types import ChatResponse, CompletionResponse
 
 from llama_index_mlpm_guard.messages import thoughts
+from llama_index_mlpm_guard.withholding import aquietly, quietly
 
 R = TypeVar("R", ChatResponse, CompletionResponse)
 
@@ -29,41 +30,23 @@ class Taken(Generic[R]):
         self._seen = ""
         self._thinking: list[str] = []
 
-    def pieces(self, source: Iterator[R], around: Callable[[], AbstractContextManager[None]]) -> Generator[str, None, None]:
-        """Texts of the stream, each read inside the context manager that `around` gives. Closes the source."""
-        try:
-            while True:
-                with around():
-                    response = next(source, None)
-                if response is None:
-                    break
+    def pieces(self, source: Iterator[R]) -> Generator[str, None, None]:
+        """Texts of the stream. Closes it."""
+        with closing(quietly(source)) as responses:
+            for response in responses:
                 if text := self._take(response):
                     yield text
-            if rest := self._rest():
-                yield rest
-        finally:
-            close = getattr(source, "close", None)
-            if close is not None:
-                close()
+        if rest := self._rest():
+            yield rest
 
-    async def apieces(
-        self, source: AsyncIterator[R], around: Callable[[], AbstractContextManager[None]]
-    ) -> AsyncGenerator[str, None]:
+    async def apieces(self, source: AsyncIterator[R]) -> AsyncGenerator[str, None]:
         """`pieces` of an async stream."""
-        try:
-            while True:
-                with around():
-                    response = await anext(source, None)
-                if response is None:
-                    break
+        async with aclosing(aquietly(source)) as responses:
+            async for response in responses:
                 if text := self._take(response):
                     yield text
-            if rest := self._rest():
-                yield rest
-        finally:
-            close = getattr(source, "aclose", None)
-            if close is not None:
-                await close()
+        if rest := self._rest():
+            yield rest
 
     def thoughts(self) -> list[str]:
         """What the model thought, which is not part of its text."""

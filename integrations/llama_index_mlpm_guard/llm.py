@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from llama_index.core.base.llms.types import (
@@ -28,7 +27,7 @@ from llama_index_mlpm_guard.messages import as_conversation, last_user_turn, str
 from llama_index_mlpm_guard.moderation import AnswerModeration
 from llama_index_mlpm_guard.pickling import refuse_to_lose
 from llama_index_mlpm_guard.responses import PROMPT_VERDICT, RESPONSE_VERDICT
-from llama_index_mlpm_guard.withholding import withheld
+from llama_index_mlpm_guard.withholding import aquietly, quietly, withheld
 from mlpm_guard import ConfigurationError, Guard, Verdict
 from mlpm_guard.conversation import ConversationLike
 from mlpm_guard.policy import DEFAULT_REFUSAL
@@ -52,7 +51,8 @@ class GuardedLLM(FunctionCallingLLM):
 
     Judged is the last turn of the user, or the tool result behind it, alone and in its context. Earlier turns that were refused
     are taken out before the model and the guard see a conversation again. Acts on `Verdict.action` alone; fails closed as the
-    guards' `on_error` says. With a moderator, LlamaIndex's observers learn of an answer what was released.
+    guards' `on_error` says. LlamaIndex's observers learn of an answer what was released, once: the wrapped model's own
+    reports are withheld.
 
     Args:
         llm: any model; its templates, metadata and tools remain in use.
@@ -139,7 +139,7 @@ class GuardedLLM(FunctionCallingLLM):
         verdict = self._judged(as_conversation(messages))
         if verdict is not None and verdict.blocked:
             return self._refused(ChatResponse, verdict)
-        with self._withheld():
+        with withheld():
             response = self.llm.chat(messages, **kwargs)
         judged = None
         if self._moderation is not None:
@@ -153,7 +153,7 @@ class GuardedLLM(FunctionCallingLLM):
         verdict = await self._ajudged(as_conversation(messages))
         if verdict is not None and verdict.blocked:
             return self._refused(ChatResponse, verdict)
-        with self._withheld():
+        with withheld():
             response = await self.llm.achat(messages, **kwargs)
         judged = None
         if self._moderation is not None:
@@ -167,10 +167,10 @@ class GuardedLLM(FunctionCallingLLM):
         verdict = self._judged(as_conversation(messages))
         if verdict is not None and verdict.blocked:
             return _one(self._refused(ChatResponse, verdict))
-        with self._withheld():
+        with withheld():
             source = self.llm.stream_chat(messages, **kwargs)
         if self._moderation is None:
-            return source
+            return quietly(source)
         return replies.stream(ChatResponse, self._moderation, last_user_turn(messages), source, self._arguments)
 
     @observed.chat
@@ -180,10 +180,10 @@ class GuardedLLM(FunctionCallingLLM):
         verdict = await self._ajudged(as_conversation(messages))
         if verdict is not None and verdict.blocked:
             return _aone(self._refused(ChatResponse, verdict))
-        with self._withheld():
+        with withheld():
             source = await self.llm.astream_chat(messages, **kwargs)
         if self._moderation is None:
-            return source
+            return aquietly(source)
         return replies.astream(ChatResponse, self._moderation, last_user_turn(messages), source, self._arguments)
 
     # -- completion ---------------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ class GuardedLLM(FunctionCallingLLM):
         verdict = self._judged(prompt)
         if verdict is not None and verdict.blocked:
             return self._refused(CompletionResponse, verdict)
-        with self._withheld():
+        with withheld():
             response = self.llm.complete(prompt, formatted=formatted, **kwargs)
         judged = None if self._moderation is None else self._moderation.judge(_asked(prompt), response.text)
         return self._settled(CompletionResponse, response, verdict, judged)
@@ -205,7 +205,7 @@ class GuardedLLM(FunctionCallingLLM):
         verdict = await self._ajudged(prompt)
         if verdict is not None and verdict.blocked:
             return self._refused(CompletionResponse, verdict)
-        with self._withheld():
+        with withheld():
             response = await self.llm.acomplete(prompt, formatted=formatted, **kwargs)
         judged = None if self._moderation is None else await self._moderation.ajudge(_asked(prompt), response.text)
         return self._settled(CompletionResponse, response, verdict, judged)
@@ -216,10 +216,10 @@ class GuardedLLM(FunctionCallingLLM):
         verdict = self._judged(prompt)
         if verdict is not None and verdict.blocked:
             return _one(self._refused(CompletionResponse, verdict))
-        with self._withheld():
+        with withheld():
             source = self.llm.stream_complete(prompt, formatted=formatted, **kwargs)
         if self._moderation is None:
-            return source
+            return quietly(source)
         return replies.stream(CompletionResponse, self._moderation, _asked(prompt), source, _nothing)
 
     @observed.completion
@@ -228,10 +228,10 @@ class GuardedLLM(FunctionCallingLLM):
         verdict = await self._ajudged(prompt)
         if verdict is not None and verdict.blocked:
             return _aone(self._refused(CompletionResponse, verdict))
-        with self._withheld():
+        with withheld():
             source = await self.llm.astream_complete(prompt, formatted=formatted, **kwargs)
         if self._moderation is None:
-            return source
+            return aquietly(source)
         return replies.astream(CompletionResponse, self._moderation, _asked(prompt), source, _nothing)
 
     # -- tools --------------------------------------------------------------------------------------------------------------
@@ -283,9 +283,6 @@ class GuardedLLM(FunctionCallingLLM):
 
     async def _ajudged(self, conversation: ConversationLike) -> Verdict | None:
         return None if self.guard is None else emit("prompt", self.class_name(), await self.guard.acheck(conversation))
-
-    def _withheld(self) -> AbstractContextManager[None]:
-        return withheld(self._moderation is not None)
 
     def _refused(self, kind: type[R], verdict: Verdict) -> R:
         if self.on_block == "raise":

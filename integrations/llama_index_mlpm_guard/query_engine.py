@@ -222,10 +222,10 @@ class GuardedQueryEngine(BaseQueryEngine):
             metadata[responses.RESPONSE_VERDICT] = judged
 
         if moderation is not None and isinstance(response, StreamingResponse):
-            read = responses.pieces(response, self._withheld)
+            read = responses.pieces(response)
             return responses.streamed(response, metadata, moderation.stream(_asked(query), read, conclude))
         if moderation is not None and isinstance(response, AsyncStreamingResponse):
-            aread = responses.apieces(response, self._withheld)
+            aread = responses.apieces(response)
             return responses.streamed(response, metadata, moderation.astream(_asked(query), aread, conclude))
         return responses.annotated(response, metadata)
 

@@ -12,7 +12,6 @@ from llama_index_mlpm_guard.deltas import Taken
 from llama_index_mlpm_guard.messages import released
 from llama_index_mlpm_guard.moderation import AnswerModeration
 from llama_index_mlpm_guard.responses import RESPONSE_VERDICT
-from llama_index_mlpm_guard.withholding import withheld
 from mlpm_guard import Verdict
 from mlpm_guard.policy import worse
 
@@ -43,7 +42,7 @@ def stream(
     """A reply as it is released. What is not its text is judged at its end, and comes with the last response."""
     taken: Taken[R] = Taken()
     outcome = _Outcome()
-    with closing(moderation.stream(prompt, taken.pieces(iter(source), withheld), outcome.add)) as texts:
+    with closing(moderation.stream(prompt, taken.pieces(source), outcome.add)) as texts:
         for text in texts:
             taken.released += text
             yield shown(kind, taken.released, text)
@@ -68,7 +67,7 @@ async def astream(
     """`stream` without blocking the event loop."""
     taken: Taken[R] = Taken()
     outcome = _Outcome()
-    async with aclosing(moderation.astream(prompt, taken.apieces(aiter(source), withheld), outcome.add)) as texts:
+    async with aclosing(moderation.astream(prompt, taken.apieces(source), outcome.add)) as texts:
         async for text in texts:
             taken.released += text
             yield shown(kind, taken.released, text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from typing import Any, TypeAlias
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
@@ -14,6 +14,7 @@ from llama_index.core.base.response.schema import (
     StreamingResponse,
 )
 
+from llama_index_mlpm_guard.withholding import aquietly, quietly
 from mlpm_guard import Verdict
 
 PROMPT_VERDICT = "prompt_verdict"
@@ -67,36 +68,14 @@ def refused_async_stream(refusal: str, metadata: dict[str, Any]) -> AsyncStreami
     return AsyncStreamingResponse(_aone(refusal), metadata=metadata)
 
 
-def pieces(response: StreamingResponse, around: Callable[[], Any]) -> Generator[str, None, None]:
-    """Texts of a stream, each read inside the context manager that `around` gives."""
-    source: Iterator[str] = iter([response.response_txt] if response.response_txt is not None else response.response_gen)
-    try:
-        while True:
-            with around():
-                text = next(source, None)
-            if text is None:
-                return
-            yield text
-    finally:
-        close = getattr(source, "close", None)
-        if close is not None:
-            close()
+def pieces(response: StreamingResponse) -> Generator[str, None, None]:
+    """Texts of a stream, read unobserved."""
+    return quietly([response.response_txt] if response.response_txt is not None else response.response_gen)
 
 
-async def apieces(response: AsyncStreamingResponse, around: Callable[[], Any]) -> AsyncGenerator[str, None]:
+def apieces(response: AsyncStreamingResponse) -> AsyncGenerator[str, None]:
     """`pieces` of an async stream."""
-    source: AsyncIterator[str] = aiter(response.async_response_gen())
-    try:
-        while True:
-            with around():
-                text = await anext(source, None)
-            if text is None:
-                return
-            yield text
-    finally:
-        close = getattr(source, "aclose", None)
-        if close is not None:
-            await close()
+    return aquietly(response.async_response_gen())
 
 
 def shape_of(engine: object, depth: int = 8) -> tuple[bool, bool]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from llama_index.core.callbacks import CallbackManager, CBEventType
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
@@ -22,6 +22,8 @@ from llama_index.core.instrumentation.events.retrieval import RetrievalEndEvent,
 from llama_index_instrumentation.dispatcher import Dispatcher
 
 from llama_index_mlpm_guard.events import GuardDecisionEvent
+
+T = TypeVar("T")
 
 _HARMLESS_EVENTS = (
     EmbeddingEndEvent,
@@ -52,6 +54,38 @@ def withheld(active: bool = True) -> Iterator[None]:
         yield
     finally:
         _active.reset(token)
+
+
+def quietly(source: Iterable[T]) -> Generator[T, None, None]:
+    """What a stream gives, each item produced with answers withheld. Closes the stream, where it can be closed."""
+    items, nothing = iter(source), object()
+    try:
+        while True:
+            with withheld():
+                item: Any = next(items, nothing)
+            if item is nothing:
+                return
+            yield item
+    finally:
+        close = getattr(items, "close", None)
+        if close is not None:
+            close()
+
+
+async def aquietly(source: AsyncIterable[T]) -> AsyncGenerator[T, None]:
+    """`quietly` for an async stream."""
+    items, nothing = aiter(source), object()
+    try:
+        while True:
+            with withheld():
+                item: Any = await anext(items, nothing)
+            if item is nothing:
+                return
+            yield item
+    finally:
+        close = getattr(items, "aclose", None)
+        if close is not None:
+            await close()
 
 
 def _install() -> None:

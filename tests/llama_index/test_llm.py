@@ -231,6 +231,18 @@ def test_parts_that_are_not_text_are_named() -> None:
     assert text(llm.chat([ChatMessage(role="user", blocks=[ImageBlock(url="http://localhost/a.png")])])) == DEFAULT_REFUSAL
 
 
+@pytest.mark.parametrize("moderated", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+async def test_observers_count_every_call_once(method: str, moderated: bool) -> None:
+    llm, _ = guarded(moderator=moderator() if moderated else None)
+    with observed() as events:
+        await replies(llm, method, "is the sky blue")
+    kind = "Completion" if "complete" in method else "Chat"
+    names = [type(event).__name__ for event in events.seen]
+    assert names.count(f"LLM{kind}StartEvent") == names.count(f"LLM{kind}EndEvent") == 1
+    assert events.said(CALM)
+
+
 # -- chat engines and their memory ------------------------------------------------------------------------------------------
 
 

@@ -245,6 +245,35 @@ async def test_observers_of_an_engine_without_moderator_see_everything_as_ever()
     assert "LLMChatEndEvent" in events.said("secret")
 
 
+async def test_streams_of_one_engine_do_not_mix() -> None:
+    calm, bad = World(streaming=True), World(BAD, streaming=True)
+    engines = [GuardedQueryEngine(world.inner, guard=calm.guard, moderator=calm.moderator) for world in (calm, bad)]
+    engine = calm.guarded()
+    streams = [(await one.aquery("is the sky blue")).response_gen for one in [engine, engines[1], engine]]
+    read_so_far = ["", "", ""]
+    open_streams = {0, 1, 2}
+    while open_streams:
+        for number in sorted(open_streams):
+            text = await anext(streams[number], None)
+            if text is None:
+                open_streams.remove(number)
+            else:
+                read_so_far[number] += text
+    assert read_so_far == [CALM, RELEASED + DEFAULT_REFUSAL, CALM]
+
+
+@pytest.mark.parametrize("how", ["query", "aquery"])
+async def test_a_blocked_query_for_an_object_is_refused_without_one(how: str) -> None:
+    class Facts(BaseModel):
+        colour: str
+
+    world = World(output_cls=Facts)
+    response = await ask(world.guarded(), how, BLOCKED_QUERY)
+    assert isinstance(response, PydanticResponse)
+    assert response.response is None
+    assert response.metadata["prompt_verdict"].blocked
+
+
 @pytest.mark.parametrize("how", ["query", "aquery"])
 async def test_structured_answers_are_judged_and_refused_as_structures(how: str) -> None:
     class Facts(BaseModel):
