@@ -66,7 +66,7 @@ class ObligingModel(BaseChatModel):
 
 def _fitting(spec: dict[str, Any]) -> Any:
     kind = spec.get("type") or next((each.get("type") for each in spec.get("anyOf", [])), "string")
-    return {"integer": 3, "number": 3.0, "boolean": True, "array": [], "object": {}}.get(kind, "some text, 你好")
+    return {"integer": 3, "number": 3.0, "boolean": True, "array": [], "object": {}}.get(kind, "some text, 你好, こんにちは")
 
 
 class Moderated(ModeratedChatModel):
