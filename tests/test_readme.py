@@ -40,6 +40,7 @@ def test_a_python_block_runs(code: str, tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_command_line_blocks_run(tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text(rows())
     (tmp_path / "labelled.jsonl").write_text(rows())
+    (tmp_path / "pairs.jsonl").write_text(rows().replace('"text"', '"response": "Here you are.", "prompt"'))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     lines = [line.split("  #")[0].strip() for code in CLI for line in code.splitlines() if line.strip()]
     assert len(lines) >= 6
