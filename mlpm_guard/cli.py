@@ -341,6 +341,9 @@ def benchmark(
 
     Nothing is downloaded: the sets whose files are in the folder are measured, the others are named. A guard of prompts is
     measured on prompts, a guard of answers on answers.
+
+    A file is found under its publisher's name, or as KEY.csv, KEY.jsonl or KEY.parquet of the publisher's format, KEY being
+    aegis, harmbench, openai_mod, simple_safety_tests, toxicchat, wildguardtest, xstest or beavertails.
     """
     from mlpm_guard.evaluation.benchmark import run_suite
 

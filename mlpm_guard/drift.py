@@ -48,7 +48,7 @@ class Shift(BaseModel):
         current: values that the compared monitor holds.
         psi: population stability index, the sum of (q - p) ln(q / p) over groups of bins, p the reference's shares, q the
             current ones.
-        psi_limit: what the index must reach for an alarm: the larger of `MATERIAL` and what no more than a share `alpha` of
+        psi_limit: what the index must reach for an alarm: the larger of `material` and what about a share `alpha` of
             comparisons reaches without any shift.
         ks: largest distance of the two cumulative histograms (two-sample Kolmogorov-Smirnov statistic on binned data).
         ks_p: its asymptotic p-value. Binning makes it larger than that of the unbinned test, never smaller.
@@ -207,25 +207,28 @@ class DriftMonitor:
             raise DataError("not the JSON of a drift monitor: flagged: more than there are scores")
         return cls._of(state)
 
-    def compare(self, reference: DriftMonitor, *, alpha: float = 0.01) -> Drift:
+    def compare(self, reference: DriftMonitor, *, alpha: float = 0.01, material: float = MATERIAL) -> Drift:
         """How far this traffic has moved from the reference's, and whether that is cause for an alarm.
 
         The bins are joined into about ten groups that the reference fills equally. Without any shift the population stability
         index over B groups is approximately (1/n + 1/m) times chi-squared distributed with B - 1 degrees of freedom (Yurdakul
         & Naranjo, "Statistical properties of the population stability index", J. Risk Model Validation 14(4), 2020). The alarm
-        needs an index that is beyond that distribution's upper `alpha` and that also matters (`MATERIAL`), so that small
+        needs an index that is beyond that distribution's upper `alpha` and that also matters (`material`), so that small
         samples do not cry wolf and large ones do not report the immaterial. The Kolmogorov-Smirnov distance is told beside it.
 
         Args:
             reference: what the traffic should be like: verdicts of the same guard, on the calibration prompts say.
             alpha: largest share of false alarms, per quantity, in (0, 1).
+            material: index below which a shift does not matter, at least 0; 0 reports whatever is not chance.
 
         Raises:
-            ConfigurationError: `alpha` is not in (0, 1).
+            ConfigurationError: `alpha` is not in (0, 1), or `material` is negative.
             DataError: a monitor holds fewer than `FEWEST` scores, or they are of different guards.
         """
         if not (isinstance(alpha, (int, float)) and 0.0 < alpha < 1.0):
             raise ConfigurationError(f"alpha={alpha!r}: a share above 0 and below 1")
+        if not (isinstance(material, (int, float)) and 0.0 <= material < math.inf):
+            raise ConfigurationError(f"material={material!r}: a population stability index, at least 0")
         then, now = reference._state(), self._state()
         for name, state in (("reference", then), ("compared", now)):
             if sum(state.scores) < FEWEST:
@@ -236,8 +239,8 @@ class DriftMonitor:
             raise _other_guard(then.guard, now.guard)
         novel = min(sum(then.novelty), sum(now.novelty)) >= FEWEST
         return Drift(
-            score=_shift("score", then.scores, now.scores, alpha),
-            novelty=_shift("novelty", then.novelty, now.novelty, alpha) if novel else None,
+            score=_shift("score", then.scores, now.scores, alpha, material),
+            novelty=_shift("novelty", then.novelty, now.novelty, alpha, material) if novel else None,
             flagged=(then.flagged / sum(then.scores), now.flagged / sum(now.scores)),
             errors=(then.errors / (then.errors + sum(then.scores)), now.errors / (now.errors + sum(now.scores))),
         )
@@ -276,7 +279,9 @@ def _binned(verdict: Verdict) -> _Bins:
     return _Bins(min(max(math.floor((log_odds - LOG_ODDS_EDGES[0]) / step) + 1, 0), len(LOG_ODDS_EDGES)), novelty)
 
 
-def _shift(quantity: Literal["score", "novelty"], then: tuple[int, ...], now: tuple[int, ...], alpha: float) -> Shift:
+def _shift(
+    quantity: Literal["score", "novelty"], then: tuple[int, ...], now: tuple[int, ...], alpha: float, material: float = MATERIAL
+) -> Shift:
     import numpy as np
     from scipy.stats import chi2, kstwobign
 
@@ -290,7 +295,7 @@ def _shift(quantity: Literal["score", "novelty"], then: tuple[int, ...], now: tu
     psi = float(((q - p) * np.log(q / p)).sum())
     noise = (1 / n + 1 / m) * float(chi2.isf(alpha, len(starts) - 1)) if len(starts) > 1 else 0.0
     ks = float(np.abs(np.cumsum(reference) / n - np.cumsum(current) / m).max())
-    limit = max(MATERIAL, noise)
+    limit = max(material, noise)
     return Shift(
         quantity=quantity,
         reference=int(n),
@@ -299,7 +304,7 @@ def _shift(quantity: Literal["score", "novelty"], then: tuple[int, ...], now: tu
         psi_limit=limit,
         ks=ks,
         ks_p=float(kstwobign.sf(ks * math.sqrt(n * m / (n + m)))),
-        alarm=psi >= limit,
+        alarm=0.0 < psi >= limit,
     )
 
 

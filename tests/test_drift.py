@@ -167,6 +167,15 @@ def test_too_little_traffic_is_not_compared():
         few.compare(enough)
 
 
+def test_what_matters_is_the_user_s_to_say():
+    reference, moved = DriftMonitor(traffic(5000, 4)), DriftMonitor(traffic(5000, 5, shift=0.4))
+    assert not moved.compare(reference).alarm
+    assert moved.compare(reference, material=0).alarm
+    assert not reference.compare(reference, material=0).alarm
+    with pytest.raises(ConfigurationError, match="material="):
+        moved.compare(reference, material=-0.1)
+
+
 @pytest.mark.parametrize("alpha", [0, 1, -0.1, float("nan"), "0.1"])
 def test_an_alpha_that_is_no_share_is_refused(alpha):
     monitor = DriftMonitor([verdict(0.0)] * FEWEST)

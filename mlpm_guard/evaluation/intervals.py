@@ -21,7 +21,7 @@ REPEATS = 1000
 SEED = 0
 CONFIDENCE = 0.95
 
-_CELLS = 4_000_000
+_CELLS = 1_000_000
 
 
 class Interval(NamedTuple):

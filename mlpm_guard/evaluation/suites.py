@@ -209,7 +209,8 @@ def _beavertails(row: _Row) -> _Labelled | None:
     return _Labelled(conversation, unsafe, named[0] if unsafe and named else None)
 
 
-_LLAMA, _AEGIS_GUARD, _WILDGUARD, _MLPM = "Llama Guard 3 8B", "Aegis-Defensive 7B", "WildGuard 7B", "MLPM, OLMo2-7B-Instruct"
+_LLAMA, _AEGIS_GUARD, _WILDGUARD = "Llama Guard 3 8B", "Aegis-Defensive 7B", "WildGuard 7B"
+_MLPM = "MLPM, OLMo2-7B-Instruct, best per set"
 
 
 def _published(llama: float, aegis: float, wildguard: float, mlpm: float) -> dict[str, float]:

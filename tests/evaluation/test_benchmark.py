@@ -52,7 +52,7 @@ def test_f1_is_measured_beside_the_published_one(folder):
     low, high = harmbench.f1_interval
     assert 0 < low < harmbench.f1 < high < 1
     assert xstest.f1 == pytest.approx(2 / 3) == xstest.metrics.f1
-    assert xstest.published["MLPM, OLMo2-7B-Instruct"] == pytest.approx(0.974)
+    assert xstest.published["MLPM, OLMo2-7B-Instruct, best per set"] == pytest.approx(0.974)
     assert sum(seen) == 10
 
 
@@ -103,7 +103,7 @@ def test_benchmark_prints_a_table_that_marks_what_is_published(folder, keyword_g
     assert cells[:4] == ["XSTest", "6", "3", "0.667"]
     assert cells[-4:] == ["0.885", "0.815", "0.953", "0.974"]
     (published,) = (index for index, line in enumerate(lines) if line.startswith("published: "))
-    assert "[4] MLPM, OLMo2-7B-Instruct" in lines[published]
+    assert "[4] MLPM, OLMo2-7B-Instruct, best per set" in lines[published]
     assert "arXiv 2502.16174" in lines[published + 1]
     assert "not measured by this project" in lines[published + 1]
     assert "not found: toxicchat (toxic-chat_annotation_test.csv)" in lines
