@@ -33,11 +33,6 @@ def test_the_wheel_holds_the_package_its_types_and_the_default_bundles_and_nothi
     assert bundles | {"mlpm_guard/py.typed", "mlpm_guard/cli.py", "mlpm_guard/testing.py"} <= names
     packages = {"mlpm_guard", "langchain_mlpm_guard", "llama_index_mlpm_guard", "mlpm_guard-0.1.0.dist-info"}
     assert {name.split("/")[0] for name in names} == packages
-        "mlpm_guard",
-        "langchain_mlpm_guard",
-        "llama_index_mlpm_guard",
-        "mlpm_guard-0.1.0.dist-info",
-    }
 
 
 def test_the_installed_wheel_judges_with_the_default_guard_from_any_folder(wheel: Path, tmp_path: Path) -> None:
