@@ -39,6 +39,6 @@ def test_the_example_in_the_users_own_model_answers_and_refuses(tmp_path: Path) 
     path = next(path for path in EXAMPLES if path.stem == "guard_my_llm")
     done = subprocess.run([sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "an answer of 12 tokens, after 12 forward passes" in done.stdout
-    assert "With threshold 0: \"I can't help with that.\", after 1 forward pass" in done.stdout
+    assert 'With threshold 0: "I can\'t help with that.", after 1 forward pass' in done.stdout
     assert "Tokens identical to plain generate: True" in done.stdout
     assert "shows the mechanics" in done.stdout
