@@ -66,13 +66,14 @@ def replicates(
     """
     order = np.argsort(-ranks, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(ranks[order])), len(order) - 1)
-    rng = np.random.default_rng(seed)
+    # A generator for each class, so that the draws do not depend on how many resamples fit into memory at once.
+    generators = [np.random.default_rng([seed, label]) for label in (0, 1)]
     found: dict[Name, list[Array]] = {name: [] for name in NAMES}
     left = repeats
     while left:
         count = min(left, max(1, _CELLS // len(order)))
         left -= count
-        weights = _drawn(unsafe, count, rng)
+        weights = _drawn(unsafe, count, generators)
         hits = np.cumsum((weights * unsafe)[:, order], axis=1)[:, ends]
         alarms = np.cumsum((weights * ~unsafe)[:, order], axis=1)[:, ends]
         for name, values in _metrics(weights, unsafe, flagged, hits, alarms).items():
@@ -89,11 +90,11 @@ def percentile(values: Array, confidence: float = CONFIDENCE) -> Interval | None
     return Interval(float(low), float(high))
 
 
-def _drawn(unsafe: npt.NDArray[np.bool_], count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+def _drawn(unsafe: npt.NDArray[np.bool_], count: int, generators: list[np.random.Generator]) -> npt.NDArray[np.int64]:
     """How often each row is drawn, shape (count, n)."""
     weights = np.zeros((count, len(unsafe)), np.int64)
-    for rows in (np.flatnonzero(unsafe), np.flatnonzero(~unsafe)):
-        drawn = rng.integers(0, len(rows), (count, len(rows))) + np.arange(count)[:, None] * len(rows)
+    for rows, generator in zip((np.flatnonzero(~unsafe), np.flatnonzero(unsafe)), generators, strict=True):
+        drawn = generator.integers(0, len(rows), (count, len(rows))) + np.arange(count)[:, None] * len(rows)
         weights[:, rows] = np.bincount(drawn.reshape(-1), minlength=count * len(rows)).reshape(count, len(rows))
     return weights
 
