@@ -17,6 +17,7 @@ if find_spec("llama_index") is None or find_spec("llama_index.core") is None:
 if TYPE_CHECKING:
     from llama_index_mlpm_guard.errors import PromptBlockedError
     from llama_index_mlpm_guard.events import GuardDecisionEvent
+    from llama_index_mlpm_guard.index import guard_index
     from llama_index_mlpm_guard.llm import GuardedLLM
     from llama_index_mlpm_guard.local_llm import GuardedLocalLLM
     from llama_index_mlpm_guard.postprocessor import GuardPostprocessor
@@ -33,6 +34,7 @@ _HOME = {
     "GuardedQueryEngine": "query_engine",
     "GuardedRetriever": "retriever",
     "PromptBlockedError": "errors",
+    "guard_index": "index",
 }
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "GuardedQueryEngine",
     "GuardedRetriever",
     "PromptBlockedError",
+    "guard_index",
 ]
 
 
