@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench default-bundle default-response-bundle wheel clean
+.PHONY: demo test test-oldest check bench default-bundle default-response-bundle wheel clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mlpm-guard needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Choose another with: make PYTHON=python3.12 demo")'
@@ -17,6 +17,13 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# The LangChain tests on the oldest versions that the extra allows, laid over what is installed.
+test-oldest: $(STAMP)
+	rm -rf $(VENV)/oldest
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/oldest langchain==1.4.0 langchain-core==1.6.0
+	PYTHONPATH=$(VENV)/oldest $(BIN)/python -c 'import langchain, langchain_core; print(langchain.__version__, langchain_core.__version__)'
+	PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest tests/langchain
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -32,6 +39,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/drift.py
+	$(BIN)/python benchmarks/langchain_gate.py
 
 # Refit a shipped bundle from a data folder: make default-bundle MLPM_GUARD_DATA=/path/to/data
 default-bundle: $(STAMP)

@@ -18,6 +18,7 @@ from langchain_mlpm_guard.configuration import checked
 from langchain_mlpm_guard.errors import GuardBypassWarning, PromptBlockedError, ResponseBlockedError
 from langchain_mlpm_guard.judging import Judge, OnReview, atell, is_guard, stops, tell
 from langchain_mlpm_guard.messages import Turns, prompt_messages, prompt_turns
+from langchain_mlpm_guard.turnstile import turn
 from mlpm_guard import guard as guards
 from mlpm_guard.errors import BundleMismatchError, ConfigurationError, MlpmGuardError
 from mlpm_guard.guard import Guard
@@ -102,6 +103,7 @@ class PromptGate(RunnableSerializable[Any, Any]):
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002
         """`invoke` without blocking the event loop; concurrent calls share the guard's forward passes."""
+        await turn()
         return await self._acall_with_config(self._ainvoke, input, config, **kwargs)
 
     def _invoke(self, value: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> Any:
