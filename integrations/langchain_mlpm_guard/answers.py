@@ -99,6 +99,10 @@ class _Outcome:
     def as_message(self) -> bool:
         return self._pieces.as_message
 
+    def failed(self, verdict: Verdict | None) -> None:
+        """The answer ended with an error; this is the verdict on what that says."""
+        self._judged(verdict)
+
     def _judged(self, verdict: Verdict | None) -> None:
         if verdict is not None:
             self.verdict = verdict if self.verdict is None else worse(self.verdict, verdict)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.caches import BaseCache
@@ -28,6 +29,7 @@ from mlpm_guard.verdict import Verdict
 
 _STREAM_OF_PARENT = "__pregel_stream"
 _NO_REFUSAL = object()
+_ERRORS = 8
 
 
 def guard_chain(
@@ -135,11 +137,13 @@ class GuardedChain(RunnableSerializable[Any, Any]):
                 return self._refused(verdict, "prompt")
             silence = self._silence()
             inner = self._inner(config, run_manager.get_child())
-            output = silence.run(lambda: self.chain.invoke(value, inner, **kwargs))
-            judged = self._moderator.check([asked], [output])[0] if self._moderator else None
+            output = _caught(lambda: silence.run(lambda: self.chain.invoke(value, inner, **kwargs)))
+            judged = self._moderator.check([asked], [_readable(output)])[0] if self._moderator else None
             tell(run_manager, config, judged, "response", blocked=stops(judged))
             if judged is not None and stops(judged):
                 return self._refused(judged, "response", output)
+            if isinstance(output, Failure):
+                raise output.error
             silence.release()
             return _told(output, verdict, judged)
 
@@ -156,11 +160,13 @@ class GuardedChain(RunnableSerializable[Any, Any]):
                 return self._refused(verdict, "prompt")
             silence = self._silence()
             inner = self._inner(config, run_manager.get_child())
-            output = await silence.arun(lambda: self.chain.ainvoke(value, inner, **kwargs))
-            judged = (await self._moderator.acheck([asked], [output]))[0] if self._moderator else None
+            output = await _acaught(silence.arun(lambda: self.chain.ainvoke(value, inner, **kwargs)))
+            judged = (await self._moderator.acheck([asked], [_readable(output)]))[0] if self._moderator else None
             await atell(run_manager, config, judged, "response", blocked=stops(judged))
             if judged is not None and stops(judged):
                 return self._refused(judged, "response", output)
+            if isinstance(output, Failure):
+                raise output.error
             await silence.arelease()
             return _told(output, verdict, judged)
 
@@ -250,7 +256,14 @@ class GuardedChain(RunnableSerializable[Any, Any]):
                 silence.release()
                 return
             released = self._moderator.stream(asked, source)
-            yield from released
+            try:
+                yield from released
+            except MlpmGuardError:
+                raise
+            except Exception as error:
+                released.failed(self._moderator.check([asked], [_readable(Failure(error))])[0])
+                if not released.blocked:
+                    raise
             tell(run_manager, config, released.verdict, "response", blocked=released.blocked)
             if not released.blocked:
                 silence.release()
@@ -284,8 +297,15 @@ class GuardedChain(RunnableSerializable[Any, Any]):
                 await silence.arelease()
                 return
             released = self._moderator.astream(asked, source)
-            async for chunk in released:
-                yield chunk
+            try:
+                async for chunk in released:
+                    yield chunk
+            except MlpmGuardError:
+                raise
+            except Exception as error:
+                released.failed((await self._moderator.acheck([asked], [_readable(Failure(error))]))[0])
+                if not released.blocked:
+                    raise
             await atell(run_manager, config, released.verdict, "response", blocked=released.blocked)
             if not released.blocked:
                 await silence.arelease()
@@ -375,6 +395,22 @@ class GuardedChain(RunnableSerializable[Any, Any]):
             yield AIMessageChunk(content="", id=released.id, response_metadata=metadata(prompt, verdict), chunk_position="last")
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A chain that failed. What its error says may quote an answer, as parsers do; it is judged like one."""
+
+    error: Exception
+
+    def text(self) -> str:
+        """All that the error and those behind it say."""
+        found: list[str] = []
+        error: BaseException | None = self.error
+        while error is not None and len(found) < _ERRORS * 3:
+            found += [str(error), *(str(getattr(error, name, None) or "") for name in ("llm_output", "observation"))]
+            error = error.__cause__ or error.__context__
+        return "\n".join(dict.fromkeys(text for text in found if text.strip()))
+
+
 class _Message(BaseModel):
     """A refusal that comes as a message."""
 
@@ -413,16 +449,12 @@ class _Batch:
     def answered(self, outputs: Sequence[Any]) -> None:
         """Outputs for the prompts that passed."""
         for index, output in zip(list(self.open), outputs, strict=True):
-            if isinstance(output, Exception):
-                self.results[index] = output
-                self.open.remove(index)
-            else:
-                self._outputs[index] = output
+            self._outputs[index] = Failure(output) if isinstance(output, Exception) else output
 
     @property
     def to_judge(self) -> tuple[list[Turns], list[Any]]:
         """Prompts and outputs to moderate."""
-        return [self._asked[index] for index in self.open], [self._outputs[index] for index in self.open]
+        return [self._asked[index] for index in self.open], [_readable(self._outputs[index]) for index in self.open]
 
     def moderated(self, verdicts: Sequence[Verdict | None]) -> dict[int, Verdict | None]:
         """Verdicts on the outputs, by item."""
@@ -432,6 +464,8 @@ class _Batch:
             if verdict is not None and stops(verdict):
                 self.blocked = True
                 self.results[index] = self._chain._refused(verdict, "response", output)
+            elif isinstance(output, Failure):
+                self.results[index] = output.error
             else:
                 self.results[index] = _told(output, self.verdicts[index], verdict)
         return judged
@@ -488,6 +522,24 @@ async def _astoppable(chunks: AsyncIterator[Any], stopper: _Stopper) -> AsyncIte
                 pass
             finally:
                 await chunks.aclose()  # type: ignore[attr-defined]
+
+
+def _caught(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except Exception as error:  # noqa: BLE001  (raised again once its text was judged)
+        return Failure(error)
+
+
+async def _acaught(call: Awaitable[Any]) -> Any:
+    try:
+        return await call
+    except Exception as error:  # noqa: BLE001  (raised again once its text was judged)
+        return Failure(error)
+
+
+def _readable(output: Any) -> Any:
+    return output.text() if isinstance(output, Failure) else output
 
 
 def _told(output: Any, prompt: Verdict | None, response: Verdict | None) -> Any:

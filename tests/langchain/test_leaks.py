@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from langchain_core.caches import InMemoryCache
+from langchain_core.exceptions import OutputParserException
 from langchain_core.globals import get_llm_cache, set_llm_cache
 from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import StrOutputParser
@@ -154,6 +155,28 @@ async def test_a_moderated_model_leaks_nothing_in_the_third_version_of_event_str
         warnings.simplefilter("ignore")
         stream = guarded.stream_events(prompt, version="v3")
         assert SECRET not in repr([list(stream), stream.output])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("composition", ["alone", "in a bigger chain", "with_retry", "with_fallbacks"])
+async def test_an_error_that_quotes_a_blocked_answer_is_not_raised(composition: str, way: str) -> None:
+    def parse(message: Any) -> Any:
+        raise OutputParserException(f"cannot read {message.text}", llm_output=message.text)
+
+    ear = Ear()
+    chain = _guarded(ScriptedModel(answers=[ANGRY]) | RunnableLambda(parse), refusal={"plan": REFUSAL})
+    seen = repr(await WAYS[way](COMPOSITIONS[composition](chain), HELLO, {"callbacks": [ear]}))
+    assert REFUSAL in seen
+    assert FALLBACK not in seen
+    assert SECRET not in seen
+    assert SECRET not in "\n".join(ear.heard)
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way not in {"astream_log", "batch_as_completed"}])
+async def test_a_harmless_error_is_raised_as_it_is(way: str) -> None:
+    chain = _guarded(ScriptedModel(answers=[ConnectionError("down")]))
+    with pytest.raises(ConnectionError, match="down"):
+        await WAYS[way](chain, HELLO, {})
 
 
 # -- PromptGate ---------------------------------------------------------------------------------------------------------------
