@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.caches import BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, BaseCallbackHandler, CallbackManagerForChainRun
-from langchain_core.documents import Document
-from langchain_core.language_models import BaseChatModel, BaseLLM
-from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, BaseMessage
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableSerializable
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.config import patch_config
 from langchain_core.runnables.fallbacks import RunnableWithFallbacks
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SkipValidation
 
 from langchain_mlpm_guard.answers import AsyncReleased, Moderator, Released
+from langchain_mlpm_guard.batches import Batch
 from langchain_mlpm_guard.configuration import checked
 from langchain_mlpm_guard.gate import warn_of_fallbacks
 from langchain_mlpm_guard.judging import Judge, OnReview, Stage, atell, is_guard, stops, tell
 from langchain_mlpm_guard.messages import Turns, conversation, prompt_messages, prompt_turns
-from langchain_mlpm_guard.refusals import metadata, refusal_chunk, refusal_message, with_verdicts
+from langchain_mlpm_guard.outcomes import Failure, MessageRefusal, acaught, caught, models_in, readable, stand_in, told
+from langchain_mlpm_guard.refusals import metadata, refusal_chunk, refusal_message
 from langchain_mlpm_guard.silence import HeldCache, Silence
+from langchain_mlpm_guard.stopping import Stopper, astoppable, stoppable
 from mlpm_guard.errors import ConfigurationError, MlpmGuardError
-from mlpm_guard.policy import DEFAULT_REFUSAL
 from mlpm_guard.verdict import Verdict
 
 _STREAM_OF_PARENT = "__pregel_stream"
 _NO_REFUSAL = object()
-_ERRORS = 8
 
 
 def guard_chain(
@@ -115,8 +114,8 @@ class GuardedChain(RunnableSerializable[Any, Any]):
         if self.moderator is not None:
             is_guard(self.moderator, "response", "moderator")
             self._moderator = Moderator(self.moderator, self.stream_options)
-        self._stand_in = _stand_in(self.chain, self.refusal)
-        for model in _models(self.chain):
+        self._stand_in = stand_in(self.chain, self.refusal)
+        for model in models_in(self.chain):
             if isinstance(model.cache, BaseCache) and not isinstance(model.cache, HeldCache):
                 model.cache = HeldCache(model.cache)
 
@@ -137,15 +136,15 @@ class GuardedChain(RunnableSerializable[Any, Any]):
                 return self._refused(verdict, "prompt")
             silence = self._silence()
             inner = self._inner(config, run_manager.get_child())
-            output = _caught(lambda: silence.run(lambda: self.chain.invoke(value, inner, **kwargs)))
-            judged = self._moderator.check([asked], [_readable(output)])[0] if self._moderator else None
+            output = caught(lambda: silence.run(lambda: self.chain.invoke(value, inner, **kwargs)))
+            judged = self._moderator.check([asked], [readable(output)])[0] if self._moderator else None
             tell(run_manager, config, judged, "response", blocked=stops(judged))
             if judged is not None and stops(judged):
                 return self._refused(judged, "response", output)
             if isinstance(output, Failure):
                 raise output.error
             silence.release()
-            return _told(output, verdict, judged)
+            return told(output, verdict, judged)
 
         return self._call_with_config(work, input, config)
 
@@ -160,15 +159,15 @@ class GuardedChain(RunnableSerializable[Any, Any]):
                 return self._refused(verdict, "prompt")
             silence = self._silence()
             inner = self._inner(config, run_manager.get_child())
-            output = await _acaught(silence.arun(lambda: self.chain.ainvoke(value, inner, **kwargs)))
-            judged = (await self._moderator.acheck([asked], [_readable(output)]))[0] if self._moderator else None
+            output = await acaught(silence.arun(lambda: self.chain.ainvoke(value, inner, **kwargs)))
+            judged = (await self._moderator.acheck([asked], [readable(output)]))[0] if self._moderator else None
             await atell(run_manager, config, judged, "response", blocked=stops(judged))
             if judged is not None and stops(judged):
                 return self._refused(judged, "response", output)
             if isinstance(output, Failure):
                 raise output.error
             await silence.arelease()
-            return _told(output, verdict, judged)
+            return told(output, verdict, judged)
 
         return await self._acall_with_config(work, input, config)
 
@@ -185,7 +184,7 @@ class GuardedChain(RunnableSerializable[Any, Any]):
         """Outputs or refusals, in order; prompts are judged in one call, and answers in one."""
 
         def work(values: list[Any], run_manager: list[CallbackManagerForChainRun], config: list[RunnableConfig]) -> list[Any]:
-            batch = _Batch(self, values)
+            batch = Batch(self, values)
             batch.gated(self._judge.worst(batch.prompts) if self._judge else [None] * len(batch.prompts))
             for index, verdict in batch.verdicts.items():
                 tell(run_manager[index], config[index], verdict, "prompt", blocked=stops(verdict, self.on_review))
@@ -216,7 +215,7 @@ class GuardedChain(RunnableSerializable[Any, Any]):
         async def work(
             values: list[Any], run_manager: list[AsyncCallbackManagerForChainRun], config: list[RunnableConfig]
         ) -> list[Any]:
-            batch = _Batch(self, values)
+            batch = Batch(self, values)
             batch.gated(await self._judge.aworst(batch.prompts) if self._judge else [None] * len(batch.prompts))
             for index, verdict in batch.verdicts.items():
                 await atell(run_manager[index], config[index], verdict, "prompt", blocked=stops(verdict, self.on_review))
@@ -248,9 +247,9 @@ class GuardedChain(RunnableSerializable[Any, Any]):
             if verdict is not None and stops(verdict, self.on_review):
                 yield self._refused(verdict, "prompt", chunk=True)
                 return
-            silence, stopper = self._silence(), _Stopper()
+            silence, stopper = self._silence(), Stopper()
             inner = self._inner(config, run_manager.get_child(), stopper)
-            source = _stoppable(silence.iterate(lambda: self.chain.stream(input, inner, **kwargs)), stopper)
+            source = stoppable(silence.iterate(lambda: self.chain.stream(input, inner, **kwargs)), stopper)
             if self._moderator is None:
                 yield from source
                 silence.release()
@@ -261,7 +260,7 @@ class GuardedChain(RunnableSerializable[Any, Any]):
             except MlpmGuardError:
                 raise
             except Exception as error:
-                released.failed(self._moderator.check([asked], [_readable(Failure(error))])[0])
+                released.failed(self._moderator.check([asked], [readable(Failure(error))])[0])
                 if not released.blocked:
                     raise
             tell(run_manager, config, released.verdict, "response", blocked=released.blocked)
@@ -288,9 +287,9 @@ class GuardedChain(RunnableSerializable[Any, Any]):
             if verdict is not None and stops(verdict, self.on_review):
                 yield self._refused(verdict, "prompt", chunk=True)
                 return
-            silence, stopper = self._silence(), _Stopper()
+            silence, stopper = self._silence(), Stopper()
             inner = self._inner(config, run_manager.get_child(), stopper)
-            source = _astoppable(silence.aiterate(lambda: self.chain.astream(input, inner, **kwargs)), stopper)
+            source = astoppable(silence.aiterate(lambda: self.chain.astream(input, inner, **kwargs)), stopper)
             if self._moderator is None:
                 async for chunk in source:
                     yield chunk
@@ -303,7 +302,7 @@ class GuardedChain(RunnableSerializable[Any, Any]):
             except MlpmGuardError:
                 raise
             except Exception as error:
-                released.failed((await self._moderator.acheck([asked], [_readable(Failure(error))]))[0])
+                released.failed((await self._moderator.acheck([asked], [readable(Failure(error))]))[0])
                 if not released.blocked:
                     raise
             await atell(run_manager, config, released.verdict, "response", blocked=released.blocked)
@@ -377,217 +376,20 @@ class GuardedChain(RunnableSerializable[Any, Any]):
         return inner
 
     def _refused(self, verdict: Verdict, stage: Stage, output: Any = None, *, chunk: bool = False) -> Any:
-        if isinstance(self._stand_in, _Message):
+        if isinstance(self._stand_in, MessageRefusal):
             usage = output.usage_metadata if isinstance(output, AIMessage) else None
             name = output.id if isinstance(output, AIMessage) else None
             make: Callable[..., Any] = refusal_chunk if chunk else refusal_message
             return make(self._stand_in.text, verdict, stage, usage=usage, id=name)
-        return self._stand_in(verdict) if callable(self._stand_in) else self._stand_in
+        # A copy: whoever gets it may change it, as graphs do with a message's id.
+        return self._stand_in(verdict) if callable(self._stand_in) else copy.deepcopy(self._stand_in)
 
     def _ending(self, released: Released | AsyncReleased, prompt: Verdict | None) -> Iterator[Any]:
         verdict = released.verdict
         if released.blocked and verdict is not None:
-            if released.as_message and isinstance(self._stand_in, _Message):
+            if released.as_message and isinstance(self._stand_in, MessageRefusal):
                 yield refusal_chunk(self._stand_in.text, verdict, "response", usage=released.usage, id=released.id)
             else:
                 yield self._refused(verdict, "response", chunk=True)
         elif released.as_message:
             yield AIMessageChunk(content="", id=released.id, response_metadata=metadata(prompt, verdict), chunk_position="last")
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A chain that failed. What its error says may quote an answer, as parsers do; it is judged like one."""
-
-    error: Exception
-
-    def text(self) -> str:
-        """All that the error and those behind it say."""
-        found: list[str] = []
-        error: BaseException | None = self.error
-        while error is not None and len(found) < _ERRORS * 3:
-            found += [str(error), *(str(getattr(error, name, None) or "") for name in ("llm_output", "observation"))]
-            error = error.__cause__ or error.__context__
-        return "\n".join(dict.fromkeys(text for text in found if text.strip()))
-
-
-class _Message(BaseModel):
-    """A refusal that comes as a message."""
-
-    text: str
-
-
-class _Batch:
-    """Items of a batch on their way: read, gated, answered, moderated."""
-
-    def __init__(self, chain: GuardedChain, values: Sequence[Any]) -> None:
-        self.results: list[Any] = [None] * len(values)
-        self.open: list[int] = []
-        self.prompts: list[list[Turns]] = []
-        self.verdicts: dict[int, Verdict | None] = {}
-        self.blocked = False
-        self._chain = chain
-        self._asked: dict[int, Turns] = {}
-        self._outputs: dict[int, Any] = {}
-        for index, value in enumerate(values):
-            try:
-                prompt, self._asked[index] = chain._read(value)
-            except MlpmGuardError as error:
-                self.results[index] = error
-            else:
-                self.open.append(index)
-                self.prompts.append(prompt)
-
-    def gated(self, verdicts: Sequence[Verdict | None]) -> None:
-        """Verdicts on the prompts that could be read."""
-        self.verdicts = dict(zip(self.open, verdicts, strict=True))
-        for index, verdict in self.verdicts.items():
-            if verdict is not None and stops(verdict, self._chain.on_review):
-                self.results[index] = self._chain._refused(verdict, "prompt")
-                self.open.remove(index)
-
-    def answered(self, outputs: Sequence[Any]) -> None:
-        """Outputs for the prompts that passed."""
-        for index, output in zip(list(self.open), outputs, strict=True):
-            self._outputs[index] = Failure(output) if isinstance(output, Exception) else output
-
-    @property
-    def to_judge(self) -> tuple[list[Turns], list[Any]]:
-        """Prompts and outputs to moderate."""
-        return [self._asked[index] for index in self.open], [_readable(self._outputs[index]) for index in self.open]
-
-    def moderated(self, verdicts: Sequence[Verdict | None]) -> dict[int, Verdict | None]:
-        """Verdicts on the outputs, by item."""
-        judged = dict(zip(self.open, verdicts, strict=True))
-        for index, verdict in judged.items():
-            output = self._outputs[index]
-            if verdict is not None and stops(verdict):
-                self.blocked = True
-                self.results[index] = self._chain._refused(verdict, "response", output)
-            elif isinstance(output, Failure):
-                self.results[index] = output.error
-            else:
-                self.results[index] = _told(output, self.verdicts[index], verdict)
-        return judged
-
-
-class _StoppedError(BaseException):
-    """Ends a model whose answer was blocked. Not an `Exception`: no fallback or retry within takes over."""
-
-
-class _Stopper(BaseCallbackHandler):
-    """Ends the model within at its next token. Closing the chain would not: a parser in it would read the model to the end."""
-
-    raise_error = True
-    run_inline = True
-
-    def __init__(self) -> None:
-        self.stopped = False
-
-    def on_llm_new_token(self, *_: Any, **__: Any) -> None:
-        """Raise where the answer was blocked."""
-        if self.stopped:
-            raise _StoppedError
-
-
-def _stoppable(chunks: Iterator[Any], stopper: _Stopper) -> Iterator[Any]:
-    whole = False
-    try:
-        for chunk in chunks:  # noqa: UP028  (a delegated close would reach the chain before the flag)
-            yield chunk
-        whole = True
-    finally:
-        if not whole:
-            stopper.stopped = True
-            try:
-                next(chunks, None)
-            except _StoppedError:
-                pass
-            finally:
-                chunks.close()  # type: ignore[attr-defined]
-
-
-async def _astoppable(chunks: AsyncIterator[Any], stopper: _Stopper) -> AsyncIterator[Any]:
-    whole = False
-    try:
-        async for chunk in chunks:
-            yield chunk
-        whole = True
-    finally:
-        if not whole:
-            stopper.stopped = True
-            try:
-                await anext(chunks, None)
-            except _StoppedError:
-                pass
-            finally:
-                await chunks.aclose()  # type: ignore[attr-defined]
-
-
-def _caught(call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except Exception as error:  # noqa: BLE001  (raised again once its text was judged)
-        return Failure(error)
-
-
-async def _acaught(call: Awaitable[Any]) -> Any:
-    try:
-        return await call
-    except Exception as error:  # noqa: BLE001  (raised again once its text was judged)
-        return Failure(error)
-
-
-def _readable(output: Any) -> Any:
-    return output.text() if isinstance(output, Failure) else output
-
-
-def _told(output: Any, prompt: Verdict | None, response: Verdict | None) -> Any:
-    return with_verdicts(output, prompt, response) if isinstance(output, AIMessage) else output
-
-
-def _stand_in(chain: Runnable[Any, Any], refusal: Any) -> Any:
-    """What is given instead of a blocked output.
-
-    Raises:
-        ConfigurationError: the chain's output type does not tell, and no refusal was given.
-    """
-    try:
-        kind: Any = chain.OutputType
-    except TypeError:
-        kind = Any
-    gives_messages = kind is AnyMessage or (isinstance(kind, type) and issubclass(kind, BaseMessage))
-    if refusal is None:
-        if gives_messages:
-            return _Message(text=DEFAULT_REFUSAL)
-        if kind is str:
-            return DEFAULT_REFUSAL
-        if kind == list[Document] or kind == list[str]:
-            return []
-        raise ConfigurationError(
-            f"the chain's output type is {getattr(kind, '__name__', kind)!s}: pass refusal=, a value of that type or a "
-            "function from the verdict to one"
-        )
-    return _Message(text=refusal) if gives_messages and isinstance(refusal, str) else refusal
-
-
-def _models(runnable: Any, seen: set[int] | None = None) -> Iterator[BaseChatModel | BaseLLM]:
-    """The models in a chain, as far as one can see into it."""
-    seen = set() if seen is None else seen
-    if id(runnable) in seen:
-        return
-    seen.add(id(runnable))
-    if isinstance(runnable, (BaseChatModel, BaseLLM)):
-        yield runnable
-    elif isinstance(runnable, RunnableLambda):
-        for each in runnable.deps:
-            yield from _models(each, seen)
-    elif isinstance(runnable, Runnable) and isinstance(runnable, BaseModel):
-        for name in type(runnable).model_fields:
-            yield from _models(getattr(runnable, name, None), seen)
-    elif isinstance(runnable, Mapping):
-        for each in runnable.values():
-            yield from _models(each, seen)
-    elif isinstance(runnable, (list, tuple)):
-        for each in runnable:
-            yield from _models(each, seen)

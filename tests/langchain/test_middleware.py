@@ -20,8 +20,9 @@ from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.caches import InMemoryCache
 from langchain_core.globals import set_llm_cache
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
-from langchain_mlpm_guard import GuardMiddleware, PromptBlockedError, ResponseBlockedError
+from langchain_mlpm_guard import GuardMiddleware, ModeratedChatModel, PromptBlockedError, ResponseBlockedError, guard_chain
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 from pydantic import BaseModel
@@ -177,6 +178,41 @@ async def test_an_answer_that_another_middleware_makes_is_moderated_too(way: str
     state = await AGENT_WAYS[way](agent(ScriptedModel(), Ghost()), says(HELLO), {})
     assert shown(state) == [("human", HELLO), ("ai", REFUSAL)]
     assert RAN == []
+
+
+@pytest.mark.parametrize("mode", ["values", "updates", "messages", "debug", "tasks"])
+@pytest.mark.parametrize("subgraphs", [False, True])
+async def test_guarded_things_inside_a_graph_put_nothing_raw_into_its_streams(mode: str, subgraphs: bool) -> None:
+    from langgraph.graph import START, MessagesState, StateGraph
+
+    inner = create_agent(ScriptedModel(answers=[ANGRY]), tools=[search])
+
+    def last(state: Any) -> AIMessage:
+        return state["messages"][-1]
+
+    for guarded in (
+        ModeratedChatModel(model=ScriptedModel(answers=[ANGRY]), moderator=response_guard()),
+        guard_chain(ScriptedModel(answers=[ANGRY]), moderator=response_guard()),
+        guard_chain(
+            RunnableLambda(lambda messages: {"messages": messages}) | inner | last, moderator=response_guard(), refusal="no"
+        ),
+    ):
+
+        def call(state: Any, guarded: Any = guarded) -> Any:
+            return {"messages": [guarded.invoke(state["messages"])]}
+
+        async def acall(state: Any, guarded: Any = guarded) -> Any:
+            return {"messages": [await guarded.ainvoke(state["messages"])]}
+
+        for node, run in ((call, "stream"), (acall, "astream")):
+            graph = StateGraph(MessagesState).add_node("answer", node).add_edge(START, "answer").compile()
+            options: dict[str, Any] = {"stream_mode": mode, "subgraphs": subgraphs}
+            if run == "stream":
+                seen = repr(list(graph.stream(says(HELLO), **options)))
+            else:
+                seen = repr(await collect(graph.astream(says(HELLO), **options)))
+            assert "content_filter" in seen or "'no'" in seen
+            assert SECRET not in seen
 
 
 # -- exits --------------------------------------------------------------------------------------------------------------------
