@@ -194,7 +194,9 @@ async def test_guarded_things_inside_a_graph_put_nothing_raw_into_its_streams(mo
         ModeratedChatModel(model=ScriptedModel(answers=[ANGRY]), moderator=response_guard()),
         guard_chain(ScriptedModel(answers=[ANGRY]), moderator=response_guard()),
         guard_chain(
-            RunnableLambda(lambda messages: {"messages": messages}) | inner | last, moderator=response_guard(), refusal="no"
+            RunnableLambda(lambda messages: {"messages": messages}) | inner | last,
+            moderator=response_guard(),
+            refusal=AIMessage("no"),
         ),
     ):
 
