@@ -16,7 +16,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.runnables.utils import AddableDict
 
-from langchain_mlpm_guard.judging import Judge
+from langchain_mlpm_guard.judging import EVENT, Judge
 from langchain_mlpm_guard.messages import Turns, answered, message_text, other_texts, output_texts, strings, without_text
 from mlpm_guard.errors import ConfigurationError
 from mlpm_guard.policy import worse
@@ -240,8 +240,10 @@ def _conversations(prompt: Turns, output: object) -> list[Turns]:
 
 def as_chunk(message: AIMessage, content: str | list[str | dict[str, Any]]) -> AIMessageChunk:
     """A message, or a chunk of one, as a chunk with another content."""
+    # What a guard within has told is left out: chunks are added up, and two verdicts would run into one another.
+    told = {key: value for key, value in message.response_metadata.items() if key != EVENT}
     if isinstance(message, AIMessageChunk):
-        return message.model_copy(update={"content": content, "chunk_position": None})
+        return message.model_copy(update={"content": content, "chunk_position": None, "response_metadata": told})
     calls = [
         tool_call_chunk(name=call["name"], args=json.dumps(call["args"]), id=call["id"], index=index)
         for index, call in enumerate(message.tool_calls)
@@ -253,7 +255,7 @@ def as_chunk(message: AIMessage, content: str | list[str | dict[str, Any]]) -> A
     return AIMessageChunk(
         content=content,
         additional_kwargs=message.additional_kwargs,
-        response_metadata=message.response_metadata,
+        response_metadata=told,
         usage_metadata=message.usage_metadata,
         tool_call_chunks=calls,
         id=message.id,

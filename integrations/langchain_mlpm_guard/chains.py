@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SkipValidation
 from langchain_mlpm_guard.answers import AsyncReleased, Moderator, Released
 from langchain_mlpm_guard.batches import Batch
 from langchain_mlpm_guard.configuration import checked
+from langchain_mlpm_guard.errors import GuardBypassWarning
 from langchain_mlpm_guard.gate import warn_of_fallbacks
 from langchain_mlpm_guard.judging import Judge, OnReview, Stage, atell, is_guard, stops, tell
 from langchain_mlpm_guard.messages import Turns, conversation, prompt_messages, prompt_turns
@@ -50,7 +52,7 @@ def guard_chain(
 
     The chain within runs out of sight by default: callbacks, tracers, `astream_events` and LangGraph's streams hear of this
     run alone, as what a model within says is not judged yet. An LLM cache keeps only what was let through. Handlers that were
-    given to a model's own constructor are not cut off.
+    given to a model's own constructor are not cut off, which a warning tells, nor is `set_debug`.
 
     Args:
         chain: any runnable whose output is text, messages, or data made of mappings, sequences and models.
@@ -116,6 +118,13 @@ class GuardedChain(RunnableSerializable[Any, Any]):
             self._moderator = Moderator(self.moderator, self.stream_options)
         self._stand_in = stand_in(self.chain, self.refusal)
         for model in models_in(self.chain):
+            if model.callbacks and self.moderator is not None and not self.trace_inner:
+                warnings.warn(
+                    "a model in the chain has callbacks of its own, which hear its answers before they are judged: pass "
+                    "callbacks in the config of a call instead",
+                    GuardBypassWarning,
+                    stacklevel=4,
+                )
             if isinstance(model.cache, BaseCache) and not isinstance(model.cache, HeldCache):
                 model.cache = HeldCache(model.cache)
 

@@ -387,7 +387,7 @@ def _answer(result: ChatResult) -> AIMessage:
 
 
 def _message_chunk(message: AIMessage) -> AIMessageChunk:
-    return message if isinstance(message, AIMessageChunk) else as_chunk(message, message.content)
+    return as_chunk(message, message.content)
 
 
 def _as_chunk(result: ChatResult) -> ChatGenerationChunk:

@@ -49,8 +49,10 @@ def metadata(prompt: Verdict | None, response: Verdict | None, blocked: Stage | 
 
 
 def with_verdicts(message: AIMessage, prompt: Verdict | None, response: Verdict | None) -> AIMessage:
-    """A message that tells its verdicts; those of a guard within it are replaced."""
-    return message.model_copy(update={"response_metadata": {**message.response_metadata, **metadata(prompt, response)}})
+    """A message that tells its verdicts; those of a guard within are replaced, but not that it blocked."""
+    within = (message.response_metadata.get(EVENT) or {}).get("blocked")
+    told = {**message.response_metadata, **metadata(prompt, response, within)}
+    return message.model_copy(update={"response_metadata": told})
 
 
 def _fields(text: str, verdict: Verdict, stage: Stage, usage: UsageMetadata | None) -> dict[str, Any]:

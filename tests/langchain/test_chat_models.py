@@ -12,7 +12,7 @@ from langchain_core.output_parsers import JsonOutputParser
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
-from langchain_mlpm_guard import ModeratedChatModel, PromptBlockedError, ResponseBlockedError, guard_chain
+from langchain_mlpm_guard import GuardBypassWarning, ModeratedChatModel, PromptBlockedError, ResponseBlockedError, guard_chain
 from langchain_mlpm_guard.refusals import HAS_REFUSAL_BLOCK
 from pydantic import BaseModel
 
@@ -332,3 +332,29 @@ def test_a_chain_whose_output_type_does_not_tell_needs_a_refusal() -> None:
         guard_chain(ScriptedModel())
     with pytest.raises(InvalidConversationError, match="object"):
         guard_chain(RunnableLambda(lambda _: object()), moderator=response_guard(), refusal="no").invoke(HELLO)
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream"])
+@pytest.mark.parametrize("answer", [CALM, ANGRY])
+async def test_a_guarded_model_within_another_tells_one_verdict_and_what_it_blocked(answer: str, way: str) -> None:
+    inner = moderated(ScriptedModel(answers=[answer]))
+    for outer in (
+        moderated(inner),
+        ModeratedChatModel(model=inner, guard=prompt_guard()),
+        guard_chain(inner, guard=prompt_guard()),
+    ):
+        message: Any = await streamed(outer, way) if "stream" in way else (await WAYS[way](outer, HELLO, {}))
+        message = message[0] if isinstance(message, list) else message
+        told = message.response_metadata["mlpm_guard"]
+        assert Verdict.model_validate(told["prompt"]).allowed
+        if "stream" not in way:
+            assert told["blocked"] == (None if answer == CALM else "response")
+        assert SECRET not in repr(message)
+
+
+def test_a_model_with_callbacks_of_its_own_is_warned_of() -> None:
+    with pytest.warns(GuardBypassWarning, match="callbacks"):
+        guard_chain(ScriptedModel(callbacks=[Ear()]), moderator=response_guard())
+    ear = Ear()
+    moderated(ScriptedModel(answers=[ANGRY], callbacks=[ear])).invoke(HELLO)
+    assert ear.heard == []
