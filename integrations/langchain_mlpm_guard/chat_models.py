@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
+from langchain_core.caches import BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
@@ -19,10 +20,10 @@ from langchain_mlpm_guard.answers import AsyncReleased, Moderator, Released, as_
 from langchain_mlpm_guard.configuration import checked
 from langchain_mlpm_guard.errors import PromptBlockedError, ResponseBlockedError
 from langchain_mlpm_guard.gate import warn_of_fallbacks
-from langchain_mlpm_guard.judging import Judge, OnReview, identity, is_guard, stops
+from langchain_mlpm_guard.judging import EVENT, Judge, OnReview, identity, is_guard, stops
 from langchain_mlpm_guard.messages import conversation, prompt_turns
 from langchain_mlpm_guard.refusals import metadata, refusal_chunk, refusal_message, with_verdicts
-from langchain_mlpm_guard.silence import Silence
+from langchain_mlpm_guard.silence import HeldCache, Holding, Silence
 from mlpm_guard.errors import ConfigurationError
 from mlpm_guard.policy import DEFAULT_REFUSAL
 from mlpm_guard.verdict import Verdict
@@ -86,6 +87,8 @@ class ModeratedChatModel(BaseChatModel):
         # An answer is cached by this model, under a key that names its guards, and never by the one within.
         if self.cache is None:
             self.cache = self.model.cache
+        if isinstance(self.cache, BaseCache) and not isinstance(self.cache, HeldCache):
+            self.cache = HeldCache(self.cache)
         if getattr(self, "profile", None) is None and hasattr(self.model, "profile"):
             self.profile = self.model.profile
         return self
@@ -197,6 +200,20 @@ class ModeratedChatModel(BaseChatModel):
         async for chunk in released:
             yield ChatGenerationChunk(message=chunk)
         yield self._ending(released, prompt)
+
+    def _generate_with_cache(self, *args: Any, **kwargs: Any) -> ChatResult:
+        with Holding() as held:
+            result = super()._generate_with_cache(*args, **kwargs)
+        if not _unjudged(result):
+            held.release()
+        return result
+
+    async def _agenerate_with_cache(self, *args: Any, **kwargs: Any) -> ChatResult:
+        with Holding() as held:
+            result = await super()._agenerate_with_cache(*args, **kwargs)
+        if not _unjudged(result):
+            await held.arelease()
+        return result
 
     # -- tools and structured output ----------------------------------------------------------------------------------------
 
@@ -356,6 +373,15 @@ def _unbound(model: Any) -> tuple[BaseChatModel, Mapping[str, Any]]:
         raise ConfigurationError(f"model is {type(model).__name__}: pass a chat model; guard_chain takes any other runnable")
     arguments.pop("ls_structured_output_format", None)
     return model, arguments
+
+
+def _unjudged(result: ChatResult) -> bool:
+    """Whether a guard failed on the way to a result: the next call may fare better, so that no cache keeps it."""
+    for generation in result.generations:
+        told = generation.message.response_metadata.get(EVENT) or {}
+        if any((told.get(side) or {}).get("error") for side in ("prompt", "response")):
+            return True
+    return False
 
 
 def _is_guarded(runnable: Any) -> bool:

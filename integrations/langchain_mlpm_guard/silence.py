@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import Context, ContextVar, copy_context
-from typing import Any, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
 from langchain_core.globals import get_llm_cache, set_llm_cache
@@ -17,7 +17,8 @@ from langchain_core.tracers import context as tracing
 
 T = TypeVar("T")
 _END: Any = object()
-_held: ContextVar[list[tuple[BaseCache, str, str, RETURN_VAL_TYPE]] | None] = ContextVar("mlpm_guard_held", default=None)
+_Write: TypeAlias = tuple[BaseCache, str, str, RETURN_VAL_TYPE]
+_held: ContextVar[list[_Write] | None] = ContextVar("mlpm_guard_held", default=None)
 
 
 class Silence:
@@ -30,7 +31,7 @@ class Silence:
     def __init__(self, *, mute: bool = True) -> None:
         self._context: Context = copy_context()
         self._mute = mute
-        self._writes: list[tuple[BaseCache, str, str, RETURN_VAL_TYPE]] = []
+        self._writes: list[_Write] = []
         self._context.run(self._enter)
 
     def run(self, function: Callable[[], T]) -> T:
@@ -146,6 +147,38 @@ class HeldCache(BaseCache):
         if name == "cache":
             raise AttributeError(name)
         return getattr(self.cache, name)
+
+
+class Holding:
+    """Holds what is written to LLM caches in a block of code, until it is known whether it may be kept."""
+
+    def __init__(self) -> None:
+        self._writes: list[_Write] = []
+
+    def __enter__(self) -> Self:
+        hold_cache()
+        self._outer = _held.get()
+        self._token = _held.set(self._writes)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _held.reset(self._token)
+
+    def release(self) -> None:
+        """Write it; inside a guarded chain that is up to the chain."""
+        for write in self._let_go():
+            write[0].update(*write[1:])
+
+    async def arelease(self) -> None:
+        """`release` for event loops."""
+        for write in self._let_go():
+            await write[0].aupdate(*write[1:])
+
+    def _let_go(self) -> list[_Write]:
+        if self._outer is None:
+            return self._writes
+        self._outer += self._writes
+        return []
 
 
 def hold_cache() -> None:

@@ -7,6 +7,8 @@ import time
 from typing import Any
 
 import pytest
+from langchain_core.caches import InMemoryCache
+from langchain_core.globals import set_llm_cache
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.output_parsers import JsonOutputParser
 from langchain_core.rate_limiters import InMemoryRateLimiter
@@ -338,11 +340,7 @@ def test_a_chain_whose_output_type_does_not_tell_needs_a_refusal() -> None:
 @pytest.mark.parametrize("answer", [CALM, ANGRY])
 async def test_a_guarded_model_within_another_tells_one_verdict_and_what_it_blocked(answer: str, way: str) -> None:
     inner = moderated(ScriptedModel(answers=[answer]))
-    for outer in (
-        moderated(inner),
-        ModeratedChatModel(model=inner, guard=prompt_guard()),
-        guard_chain(inner, guard=prompt_guard()),
-    ):
+    for outer in (moderated(inner), ModeratedChatModel(model=inner, guard=prompt_guard())):
         message: Any = await streamed(outer, way) if "stream" in way else (await WAYS[way](outer, HELLO, {}))
         message = message[0] if isinstance(message, list) else message
         told = message.response_metadata["mlpm_guard"]
@@ -350,6 +348,36 @@ async def test_a_guarded_model_within_another_tells_one_verdict_and_what_it_bloc
         if "stream" not in way:
             assert told["blocked"] == (None if answer == CALM else "response")
         assert SECRET not in repr(message)
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+async def test_a_refusal_because_a_guard_failed_is_not_cached(way: str, own: bool) -> None:
+    kept, failing = InMemoryCache(), [True]
+
+    def flag(text: str) -> bool:
+        if failing[0]:
+            raise OSError
+        return False
+
+    if not own:
+        set_llm_cache(kept)
+    try:
+        model = ScriptedModel(cache=kept if own else None)
+        guarded = ModeratedChatModel(model=model, moderator=MockGuard(flag, target="response"))
+        chain = guard_chain(guarded, guard=prompt_guard())
+        for runnable in (guarded, chain):
+            failing[0] = True
+            assert REFUSAL in repr(await WAYS[way](runnable, HELLO, {}))
+            assert kept._cache == {}
+        failing[0] = False
+        assert CALM in repr(await WAYS[way](chain, HELLO, {}))
+        assert CALM in repr(kept._cache)
+        calls = len(model.calls)
+        assert CALM in repr(await WAYS[way](guarded, HELLO, {}))
+        assert len(model.calls) == calls
+    finally:
+        set_llm_cache(None)
 
 
 def test_a_model_with_callbacks_of_its_own_is_warned_of() -> None:
