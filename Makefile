@@ -18,12 +18,15 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
-# The LangChain tests on the oldest versions that the extra allows, laid over what is installed.
+# The integrations' tests on the oldest versions that the extras allow, laid over what is installed.
 test-oldest: $(STAMP)
 	rm -rf $(VENV)/oldest
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/oldest langchain==1.4.0 langchain-core==1.6.0
 	PYTHONPATH=$(VENV)/oldest $(BIN)/python -c 'import langchain, langchain_core; print(langchain.__version__, langchain_core.__version__)'
 	PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest tests/langchain
+	rm -rf $(VENV)/oldest-llama-index
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/oldest-llama-index llama-index-core==0.14.9
+	PYTHONPATH=$(VENV)/oldest-llama-index $(BIN)/python -m pytest tests/llama_index
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -36,6 +39,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/fit.py
 	$(BIN)/python benchmarks/streaming.py
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/guarded_queries.py
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/drift.py
