@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from mlpm_guard.background import aiterate, iterate
+from mlpm_guard.cancelling import Cancellation
 from mlpm_guard.conversation import Conversation
 from mlpm_guard.errors import PromptBlocked, ResponseBlocked
 from mlpm_guard.verdict import Verdict
@@ -67,6 +69,7 @@ class _Record:
         self.finish_reason: FinishReason | None = None
         self.work = generator.produce(conversation, arguments)
         self.moderator = generator.stream_moderator(conversation) if generator.moderates_text(arguments) else None
+        self.cancelled = Cancellation()
         self._raises = generator.raises
         self._result: Generation | None = None
 
@@ -131,8 +134,11 @@ class GuardedStream(_Stream):
         return next(self._text)
 
     def close(self) -> None:
-        """Stop the model, and wait until it has stopped."""
-        self._text.close()
+        """Stop the model, and wait until it has stopped. Another thread may call it too; the reader's loop then ends."""
+        self._record.cancelled.set()
+        # A generator that another thread is reading from cannot be closed; it ends with the model.
+        with contextlib.suppress(ValueError):
+            self._text.close()
 
     def __enter__(self) -> Self:
         return self
@@ -155,8 +161,10 @@ class AsyncGuardedStream(_Stream):
         return await anext(self._text)
 
     async def aclose(self) -> None:
-        """Stop the model."""
-        await self._text.aclose()
+        """Stop the model. Another task may call it too; the reader's loop then ends."""
+        self._record.cancelled.set()
+        with contextlib.suppress(RuntimeError):
+            await self._text.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -178,7 +186,7 @@ def _read(record: _Record) -> Generator[str]:
 
 
 def _pieces(record: _Record) -> Generator[str]:
-    with closing(iterate(record.work)) as source:
+    with closing(iterate(record.work, record.cancelled)) as source:
         for item in source:
             if (text := record.text(item)) is not None:
                 yield text
@@ -201,7 +209,7 @@ async def _aread(record: _Record) -> AsyncGenerator[str]:
 
 
 async def _apieces(record: _Record) -> AsyncGenerator[str]:
-    async with aclosing(aiterate(record.work)) as source:
+    async with aclosing(aiterate(record.work, record.cancelled)) as source:
         async for item in source:
             if (text := record.text(item)) is not None:
                 yield text

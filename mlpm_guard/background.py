@@ -32,15 +32,14 @@ def _start(produce: Produce[T], put: Callable[[T | _End], None], cancelled: thre
         else:
             put(_End())
 
-    thread = threading.Thread(target=copy_context().run, args=(work,), name="mlpm-guard-generate", daemon=True)
+    thread = threading.Thread(target=copy_context().run, args=(work,), name="mlpm-guard-generate", daemon=False)
     thread.start()
     return thread
 
 
-def iterate(produce: Produce[T]) -> Generator[T]:
+def iterate(produce: Produce[T], cancelled: threading.Event) -> Generator[T]:
     """Results of work on another thread. An error of the work is raised here; closing the generator cancels the work."""
     results: queue.SimpleQueue[T | _End] = queue.SimpleQueue()
-    cancelled = threading.Event()
     thread = _start(produce, results.put, cancelled)
     try:
         while not isinstance(item := results.get(), _End):
@@ -52,10 +51,9 @@ def iterate(produce: Produce[T]) -> Generator[T]:
         thread.join()
 
 
-async def aiterate(produce: Produce[T]) -> AsyncGenerator[T]:
+async def aiterate(produce: Produce[T], cancelled: threading.Event) -> AsyncGenerator[T]:
     """`iterate` for an event loop. Closing it cancels the work and does not wait for it."""
     results: asyncio.Queue[T | _End] = asyncio.Queue()
-    cancelled = threading.Event()
     loop = asyncio.get_running_loop()
 
     def put(item: T | _End) -> None:

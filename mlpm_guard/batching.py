@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
+from mlpm_guard.cancelling import Cancellation
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -24,14 +26,15 @@ class MicroBatcher(Generic[Item, Result]):
     """Runs `work` on batches of submitted items, one batch at a time.
 
     Args:
-        work: takes a list of items and returns as many results, in order; a result that is an exception fails its item alone.
+        work: takes a list of items and an event, and returns as many results, in order; a result that is an exception fails its
+            item alone. Once the event is set, nobody waits for any of them.
         max_items: items of one batch at most.
         max_size: sum of the items' sizes in one batch at most; a larger item runs alone.
     """
 
     def __init__(
         self,
-        work: Callable[[Sequence[Item]], Sequence[Result | Exception]],
+        work: Callable[[Sequence[Item], threading.Event], Sequence[Result | Exception]],
         *,
         max_items: int = 256,
         max_size: int = 65_536,
@@ -57,13 +60,19 @@ class MicroBatcher(Generic[Item, Result]):
             self._running = True
         if start:
             try:
-                threading.Thread(target=self._drain, name="mlpm-guard-batcher", daemon=True).start()
+                threading.Thread(target=self._drain, name="mlpm-guard-batcher", daemon=False).start()
             except RuntimeError:  # no more threads, or the interpreter is shutting down
                 with self._lock:
                     self._running = False
                     self._pending = deque(entry for entry in self._pending if entry[2] is not future)
                 raise
         return future
+
+    @staticmethod
+    def abandon(future: Future[Result]) -> None:
+        """Say that nobody waits for a future any more, whether its batch has started or not."""
+        if not future.cancel():
+            future.abandoned = True  # type: ignore[attr-defined]
 
     def _take(self) -> list[tuple[Item, Future[Result]]] | None:
         with self._lock:
@@ -85,7 +94,9 @@ class MicroBatcher(Generic[Item, Result]):
     def _drain(self) -> None:
         while (batch := self._take()) is not None:
             try:
-                results = self._work([item for item, _ in batch])
+                futures = [future for _, future in batch]
+                given_up = Cancellation(lambda futures=futures: all(getattr(each, "abandoned", False) for each in futures))  # type: ignore[misc]
+                results = self._work([item for item, _ in batch], given_up)
             except Exception as error:  # noqa: BLE001  (whatever it is, it belongs to the callers, not to this thread)
                 results = [error] * len(batch)
             if len(results) != len(batch):
@@ -95,7 +106,7 @@ class MicroBatcher(Generic[Item, Result]):
                     future.set_exception(result)
                 else:
                     future.set_result(result)
-            del batch, results
+            del batch, results, futures, given_up
 
 
 def _after_fork() -> None:

@@ -14,6 +14,7 @@ from mlpm_guard.errors import ConfigurationError, DataError
 from mlpm_guard.prototypes.calibration import (
     Array,
     affine_map,
+    check_options,
     expected_calibration_error,
     threshold_for_fpr,
     threshold_for_objective,
@@ -40,6 +41,7 @@ def calibrated(
     """Scale and offset for a guard's log-odds, and the threshold behind them. Arguments and errors as `Guard.calibrate`."""
     if objective is not None and (labels is None or max_fpr is not None):
         raise ConfigurationError("an objective needs labels, and takes the place of max_fpr: give one of the two")
+    check_options(max_fpr, confidence, objective)
     log_odds, truth = _scored(guard, prompts, labels)
     scale, offset = (1.0, 0.0) if labels is None else affine_map(log_odds, truth)
     scores = sigmoid(scale * log_odds + offset)
@@ -67,8 +69,8 @@ def _scored(
     guard: Guard, prompts: Iterable[ConversationLike], labels: Iterable[Label] | None
 ) -> tuple[Array, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
     """Log-odds and labels of all prompts, in order."""
-    if isinstance(prompts, (str, bytes)):
-        raise DataError("prompts is one text; give a list of them")
+    if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Iterable):
+        raise DataError(f"prompts: a list of them, not {type(prompts).__name__}")
     rows: Iterator[tuple[ConversationLike, int]]
     if labels is None:
         rows = ((prompt, 0) for prompt in prompts)

@@ -14,6 +14,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from mlpm_guard.answers import AsyncGuardedStream, Generation, GuardedStream, Item
 from mlpm_guard.background import Produce
+from mlpm_guard.cancelling import Cancellation
 from mlpm_guard.conversation import Conversation, ConversationLike, Message
 from mlpm_guard.decoding import DecodeMonitor
 from mlpm_guard.encoders.blocks import GenerationCapture, last_index
@@ -79,14 +80,16 @@ class GuardedGenerator:
             such a guard saved and loaded again.
         moderator: judges answers: a guard with `target="response"` on any encoder, or anything with the same `check`.
         refusal: what is said instead of a blocked answer.
-        on_block: "replace" gives the refusal, "raise" raises `PromptBlocked` or `ResponseBlocked`.
+        on_block: "replace" gives the refusal, "raise" raises `PromptBlocked` or `ResponseBlocked` (in a batch, for its first
+            blocked row, and the other answers are lost).
         all_views: also judge the prompt as `Guard.check` does (last turn alone, normalised, in windows), which costs forward
             passes of its own; the worst view decides.
         moderation: where a moderator looks: "text" (the answer's text), "decode" (the states with which this model wrote it;
             the moderator must be fitted on this model), or "auto", which is "decode" where that is possible.
         decode_every: tokens between two judgements by decode states.
         decode_span: tokens whose mean score is judged by decode states.
-        stream_options: of the `StreamModerator` that a stream by text goes through (`every`, `hold_back`, ...).
+        stream_options: of the `StreamModerator` that a stream by text goes through (`every`, `hold_back`, ...); a stream by
+            decode states has no use for them.
 
     Raises:
         ConfigurationError: an option has a bad value, the guard's target is not "prompt" or the moderator's not "response".
@@ -127,6 +130,12 @@ class GuardedGenerator:
             raise ConfigurationError(f"guard is {type(guard).__name__}; the prefill is read for a mlpm_guard.Guard")
         if guard.target != "prompt":
             raise ConfigurationError(f'the guard has target="{guard.target}"; a gate for prompts needs target="prompt"')
+        if moderator is not None and not callable(getattr(moderator, "check", None)):
+            raise ConfigurationError(f"the moderator ({type(moderator).__name__}) has no check; give it one beside acheck")
+        if moderator is None and stream_options:
+            raise ConfigurationError("stream_options: there is no moderator whose stream they could shape")
+        if ours := {"prompt", "on_block", "refusal"} & set(stream_options or {}):
+            raise ConfigurationError(f"stream_options: {', '.join(sorted(ours))} follow from the generator's own arguments")
         if getattr(moderator, "target", "response") != "response":
             raise ConfigurationError('the moderator judges prompts; fit one with target="response"')
         self._encoder = TransformerEncoder(model, tokenizer, pooling="last").load()
@@ -181,13 +190,13 @@ class GuardedGenerator:
             MlpmGuardError: a prompt could not be judged, with the guard's `on_error="raise"`; or it cannot be read at all, and
                 the guard's `on_error` does not block.
         """
-        return self._generate(conversations, generation_kwargs, threading.Event())
+        return self._generate(conversations, generation_kwargs, Cancellation())
 
     async def agenerate(
         self, conversations: ConversationLike | Iterable[ConversationLike], **generation_kwargs: Any
     ) -> Generation | list[Generation]:
         """`generate` without blocking the event loop. Cancelling it stops the model within a token."""
-        cancelled = threading.Event()
+        cancelled = Cancellation()
         try:
             return await asyncio.to_thread(self._generate, conversations, generation_kwargs, cancelled)
         except asyncio.CancelledError:
@@ -294,6 +303,8 @@ class GuardedGenerator:
             decided=None if call.stream is None else call.stream.judged,
         )
         arguments = dict(call.arguments)
+        if arguments.get("stop_strings") is not None:
+            arguments.setdefault("tokenizer", self._tokenizer)
         arguments["logits_processor"] = LogitsProcessorList(
             [gate, *(arguments.get("logits_processor") or ()), RetireRows(gate, ends[0] if ends else self._encoder.pad_id)]
         )
@@ -370,8 +381,12 @@ class GuardedGenerator:
             moderator = self.moderator.bound_to(self._encoder)
         shown = [_messages(conversation) for conversation in conversations]
         together = getattr(moderator, "check_batch", None)
-        verdicts: list[Verdict] = together(shown) if callable(together) else [moderator.check(each) for each in shown]
-        return verdicts
+        found = together(shown) if callable(together) else [moderator.check(each) for each in shown]
+        if not isinstance(found, Sequence) or len(found) != len(shown) or not all(isinstance(v, Verdict) for v in found):
+            raise ConfigurationError(
+                f"the moderator ({type(moderator).__name__}) did not return one Verdict for each answer; nothing was released"
+            )
+        return list(found)
 
     def _released(self, answer: Generation, verdict: Verdict | None) -> Generation:
         if verdict is not None and verdict.blocked:
@@ -478,9 +493,12 @@ class GuardedGenerator:
         """What a stream of answers to this prompt goes through."""
         assert self.moderator is not None
         options: dict[str, Any] = {"on_block": "raise" if self.raises else "replace", "refusal": self.refusal}
-        return StreamModerator(
-            self.moderator, prompt=None if prompt is None else _messages(prompt), **{**self._stream_options, **options}
-        )
+        try:
+            return StreamModerator(
+                self.moderator, prompt=None if prompt is None else _messages(prompt), **{**self._stream_options, **options}
+            )
+        except TypeError as error:
+            raise ConfigurationError(f"stream_options: {', '.join(self._stream_options)} (see StreamModerator)") from error
 
 
 def _batch(conversations: object) -> tuple[list[Any], bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from mlpm_guard.batching import MicroBatcher
+from mlpm_guard.cancelling import Cancellation
 from mlpm_guard.conversation import Conversation, ConversationLike
 from mlpm_guard.encoders.base import Encoder, is_encoder
 from mlpm_guard.errors import (
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("mlpm_guard")
 _SLICE, _TIMED_SLICE = 8192, 512
+_CHOICES = {"target": ("prompt", "response"), "mode": ("enforce", "monitor"), "on_error": ("block", "allow", "raise")}
 
 
 class _Model(NamedTuple):
@@ -90,19 +93,19 @@ class Guard:
         max_chars: int = 1_000_000,
         normalise: bool = True,
     ) -> None:
-        _choice("target", target, ("prompt", "response"))
-        _choice("mode", mode, ("enforce", "monitor"))
-        _choice("on_error", on_error, ("block", "allow", "raise"))
-        if timeout is not None and not (_is_number(timeout) and timeout > 0):
-            raise ConfigurationError(f"timeout={timeout!r}: seconds above 0, or None")
         if window is not None and not (isinstance(window, int) and window >= 8):
             raise ConfigurationError(f"window={window!r}: a whole number of tokens, at least 8, or None")
         if not (_is_number(fragment_margin) and fragment_margin >= 0):
             raise ConfigurationError(
                 f"fragment_margin={fragment_margin!r}: a share of the distance between the classes, at least 0"
             )
-        if not (isinstance(max_chars, int) and max_chars >= 1):
-            raise ConfigurationError(f"max_chars={max_chars!r}: a whole number of characters, at least 1")
+        # Attributes check themselves; here before an encoder is loaded for nothing.
+        self.target: Target = target
+        self.threshold = threshold
+        self.mode: Mode = mode
+        self.on_error: OnError = on_error
+        self.timeout = timeout
+        self.max_chars = max_chars
         if encoder is None:
             from mlpm_guard.encoders.embedded import EmbeddedEncoder
 
@@ -113,12 +116,6 @@ class Guard:
                 "mlpm_guard.Encoder. A saved guard is loaded with Guard.from_pretrained(path)."
             )
         self._encoder = encoder
-        self.target: Target = target
-        self.threshold = threshold
-        self.mode: Mode = mode
-        self.on_error: OnError = on_error
-        self.timeout = timeout
-        self.max_chars = max_chars
         self._window = window
         self._normalise = bool(normalise)
         self._fragment_margin = float(fragment_margin)
@@ -130,6 +127,17 @@ class Guard:
     def _start(self) -> None:
         self._lock = threading.RLock()
         self._batcher: MicroBatcher[ConversationLike, Verdict] = MicroBatcher(self._judge_inputs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _CHOICES:
+            _choice(name, value, _CHOICES[name])
+            if name == "target" and "target" in self.__dict__:
+                raise ConfigurationError("a guard's target is set when it is made: what it learned belongs to it")
+        elif name == "timeout" and value is not None and not (_is_number(value) and value > 0):
+            raise ConfigurationError(f"timeout={value!r}: seconds above 0, or None")
+        elif name == "max_chars" and not (isinstance(value, int) and value >= 1):
+            raise ConfigurationError(f"max_chars={value!r}: a whole number of characters, at least 1")
+        super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in {"_lock", "_batcher"}}
@@ -264,6 +272,10 @@ class Guard:
                     None,
                 )
             kept = self._bundle.manifest.notes if self._bundle is not None else {}
+            try:
+                json.dumps(notes)
+            except (TypeError, ValueError) as error:
+                raise ConfigurationError(f"notes must be JSON values ({type(error).__name__})") from None
             manifest = bundles.Manifest.model_validate(
                 {
                     "library_version": __version__,
@@ -506,7 +518,10 @@ class Guard:
         differences = fitted_on.differences(encoder.identity)
         if differences:
             raise BundleMismatchError(
-                "the guard was fitted on another encoder; " + "; ".join(differences), None if bundle is None else bundle.path
+                "the guard was fitted on another encoder than this one (fitted on: here, this one: there); "
+                + "; ".join(differences)
+                + ". Fit a guard on this model: Guard(TransformerEncoder(model, tokenizer)).fit(...)",
+                None if bundle is None else bundle.path,
             )
         bound = copy.copy(self)
         bound._encoder = encoder
@@ -538,7 +553,7 @@ class Guard:
         if self.timeout is None:
             return self._settled(self._judge_inputs(conversations))
         results: list[Verdict | MlpmGuardError] = []
-        cancelled = threading.Event()
+        cancelled = Cancellation()
         failure: list[BaseException] = []
 
         def work() -> None:
@@ -550,7 +565,7 @@ class Guard:
             except BaseException as error:  # noqa: BLE001  (handed to the caller's thread)
                 failure.append(error)
 
-        thread = threading.Thread(target=work, name="mlpm-guard-check", daemon=True)
+        thread = threading.Thread(target=work, name="mlpm-guard-check", daemon=False)
         thread.start()
         thread.join(self.timeout)
         cancelled.set()
@@ -562,18 +577,18 @@ class Guard:
     async def _arun(self, conversations: Sequence[ConversationLike]) -> list[Verdict]:
         if not self._is_ready():
             await asyncio.to_thread(self._prepare)
-        futures = [
-            asyncio.wrap_future(self._batcher.submit(each, len(each) if isinstance(each, str) else 1024))
-            for each in conversations
-        ]
+        submitted = [self._batcher.submit(each, len(each) if isinstance(each, str) else 1024) for each in conversations]
+        futures = [asyncio.wrap_future(each) for each in submitted]
         try:
             if futures:
                 await asyncio.wait(futures, timeout=self.timeout)
             return self._settled([await future if future.done() else self._late() for future in futures])
         finally:
-            for future in futures:
+            for future, running in zip(futures, submitted, strict=True):
                 if not future.cancel() and not future.cancelled():
                     future.exception()  # an error that nobody is going to read is marked as seen
+                elif not running.done():
+                    self._batcher.abandon(running)
 
     def _late(self) -> Verdict | MlpmGuardError:
         return self.policy().failed(GuardTimeoutError(f"no verdict within {self.timeout} s"))
@@ -693,6 +708,8 @@ def _many(conversations: Iterable[ConversationLike]) -> list[ConversationLike]:
 
     if isinstance(conversations, (str, bytes, Conversation, Mapping)):
         raise InvalidConversationError("a batch is a list of conversations; this is one: use check, or put it in a list")
+    if not isinstance(conversations, Iterable):
+        raise InvalidConversationError(f"a batch is a list of conversations, not {type(conversations).__name__}")
     found = list(conversations)
     if found and all(isinstance(each, Mapping) for each in found):
         raise InvalidConversationError(

@@ -21,7 +21,7 @@ from mlpm_guard.verdict import Target, WindowEvidence
 from mlpm_guard.windows import Spans, cut
 
 _log = logging.getLogger("mlpm_guard")
-_UNITS_AT_ONCE = 1024
+_UNITS_AT_ONCE = 512
 _CHARACTERS_AT_ONCE = 1 << 18
 
 

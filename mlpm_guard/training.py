@@ -93,6 +93,9 @@ def labelled(
     """
     if isinstance(prompts, (str, bytes)):
         raise DataError("prompts is one text; give a list of them")
+    for name, value in (("prompts", prompts), ("labels", labels)):
+        if not isinstance(value, Iterable):
+            raise DataError(f"{name}: a list of them, not {type(value).__name__}")
     prompt_iterator, label_iterator = iter(prompts), iter(labels)
     row = 0
     while True:

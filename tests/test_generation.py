@@ -1,8 +1,11 @@
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +31,7 @@ from mlpm_guard.testing import MockGuard
 from tests.encoders import tiny_models as tiny
 from tests.generation_support import BATCH, ENDS, SAFE, UNSAFE, World, cut, make, response_guard, shared
 
+ROOT = Path(__file__).resolve().parents[1]
 NAMED = ["llama", "qwen3", "gemma3", "gpt2", "mistral", "olmo2", "mixtral", "olmoe", "lfm2", "jamba", "mamba"]
 LOOKUP = "tell me more tell me more tell me more"
 QUESTION = "please hi"
@@ -865,3 +869,78 @@ def test_threads_of_a_stream_end_with_it(llama):
 def test_cut_is_what_the_generator_does():
     assert cut([5, 7, 0, 0]) == [5, 7]
     assert cut([5, 6, 0, 0]) == [5, 6]
+
+
+@pytest.mark.parametrize("returned", [None, True, {}, "allow"])
+def test_a_moderator_that_returns_no_verdict_releases_nothing(llama, returned):
+    class Careless:
+        target = "response"
+
+        def check(self, conversation):
+            return returned
+
+    generator = llama.generator(moderator=Careless())
+    with pytest.raises(ConfigurationError, match="Verdict"):
+        generator.generate(QUESTION, max_new_tokens=5)
+    with pytest.raises(ConfigurationError, match="Verdict"):
+        list(generator.stream(QUESTION, max_new_tokens=5))
+
+
+def test_a_moderator_whose_batch_is_too_short_releases_nothing(llama):
+    class Short(MockGuard):
+        def check_batch(self, conversations):
+            return super().check_batch(conversations)[:1]
+
+    with pytest.raises(ConfigurationError, match="one Verdict for each"):
+        llama.generator(moderator=Short(target="response")).generate(BATCH, max_new_tokens=20)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"stream_options": {"every": 5}}, "no moderator"),
+        ({"moderator": MockGuard(target="response"), "stream_options": {"speed": 5}}, "speed"),
+        ({"moderator": MockGuard(target="response"), "stream_options": {"on_block": "stop"}}, "on_block"),
+        ({"moderator": lambda conversation: None}, "check"),
+    ],
+)
+def test_stream_options_that_do_nothing_are_refused(llama, options, says):
+    with pytest.raises(ConfigurationError, match=says):
+        llama.generator(**options)
+
+
+def test_another_thread_can_stop_a_stream(llama):
+    calls, handle = counted(llama.model)
+    stream = llama.generator().stream(QUESTION, max_new_tokens=450, min_new_tokens=450)
+    reader = threading.Thread(target=lambda: list(stream))
+    try:
+        reader.start()
+        while len(calls) < 3:
+            time.sleep(0.001)
+        stream.close()
+        reader.join(20)
+    finally:
+        handle.remove()
+    assert not reader.is_alive()
+    assert len(calls) < 300
+
+
+def test_stop_strings_find_their_tokenizer(llama):
+    text = llama.generator().generate(QUESTION, max_new_tokens=30).text
+    stopped = llama.generator().generate(QUESTION, max_new_tokens=30, stop_strings=[text[4]])
+    assert stopped.text.endswith(text[4])
+    assert len(stopped.text) <= 5
+
+
+def test_a_program_that_ends_in_the_middle_of_a_stream_ends_cleanly():
+    code = (
+        "from tests.generation_support import make\n"
+        "stream = make('llama').generator().stream('hi', max_new_tokens=450, min_new_tokens=450)\n"
+        "import threading, time\n"
+        "threading.Thread(target=lambda: next(stream), daemon=True).start()\n"
+        "time.sleep(0.3)\n"
+        "raise SystemExit(3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 3, done.stderr
+    assert "terminate" not in done.stderr

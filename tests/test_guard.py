@@ -10,6 +10,7 @@ import pickle
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -567,3 +568,32 @@ def test_a_fragment_far_from_others_that_are_all_alike_stands_out() -> None:
     margins = _margins(where, log_odds, 0.6, (-3.0, 3.0))
     assert margins[-1] == 0.0
     assert margins[:-1] == pytest.approx([3.6] * 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("mode", "Monitor"), ("on_error", "rais"), ("timeout", "3"), ("max_chars", "x"), ("target", "response")]
+)
+def test_an_option_that_is_set_later_is_checked_too(mock_guard: Guard, name: str, value: object) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        setattr(mock_guard, name, value)
+    assert mock_guard.check("hello").action == "allow"
+
+
+def test_notes_that_are_no_json_are_refused_without_being_shown(mock_guard: Guard, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="JSON") as caught:
+        mock_guard.save_pretrained(tmp_path / "guard", notes={"secret": {1, 2}})
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_text_that_took_too_long_does_not_hold_up_those_behind_it() -> None:
+    class Slow(MockEncoder):
+        def encode(self, conversations, *, layers=None):  # type: ignore[no-untyped-def]
+            time.sleep(0.05)
+            return super().encode(conversations, layers=layers)
+
+    guard = Guard(Slow(), timeout=0.5).fit(SAFE + UNSAFE, [0] * 30 + [1] * 30, progress=False)
+    long = "".join(f"How to cook rice number {index}? " for index in range(20_000))
+    assert (await guard.acheck(long)).error == "timeout"
+    started = time.monotonic()
+    while (await guard.acheck("What is 2 plus 2?")).error is not None:
+        assert time.monotonic() - started < 5

@@ -26,7 +26,8 @@ WALLS = {
     "judging": {"errors", "verdict", "conversation", "windows", "encoders", "prototypes"},
     "policy": {"errors", "verdict", "conversation", "judging", "prototypes"},
     "training": {"errors", "verdict", "conversation", "windows", "encoders", "prototypes", "judging"},
-    "batching": set(),
+    "cancelling": set(),
+    "batching": {"cancelling"},
     "segments": {"windows"},
     "sources": {"errors"},
     "moderation": {"errors", "verdict", "conversation", "segments", "sources"},
@@ -34,7 +35,7 @@ WALLS = {
     "tokenstream": {"errors", "verdict"},
     "prefill": {"errors", "verdict", "conversation", "encoders", "policy"},
     "decoding": {"errors", "verdict", "conversation", "encoders", "prototypes", "judging", "policy"},
-    "answers": {"errors", "verdict", "conversation", "background"},
+    "answers": {"errors", "verdict", "conversation", "background", "cancelling"},
 }
 
 

@@ -165,12 +165,14 @@ class PromptTokenizer:
                 continue_final_message=open_answer,
             )
         except Exception as error:  # noqa: BLE001  (a template runs arbitrary code)
-            # Template errors may quote the message that they refuse.
-            raise InvalidConversationError(
-                f"the model's chat template refuses this conversation ({type(error).__name__}); "
-                f"roles: {', '.join(message['role'] for message in messages[:20])}"
-            ) from None
-        return str(rendered)
+            refusal = type(error).__name__
+        else:
+            return str(rendered)
+        # Raised outside of the handler: the template's own error may quote the message, and would stay on as the context.
+        raise InvalidConversationError(
+            f"the model's chat template refuses this conversation ({refusal}); "
+            f"roles: {', '.join(message['role'] for message in messages[:20])}"
+        )
 
     def neutralise(self, text: str) -> str:
         """Break every control token and turn marker inside a text, so that nobody can forge a turn.

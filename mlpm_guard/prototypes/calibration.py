@@ -35,6 +35,19 @@ class OperatingPoint:
     benign: int
 
 
+def check_options(max_fpr: float | None, confidence: float, objective: str | None) -> None:
+    """Find a bad option before anything is judged for it.
+
+    Raises:
+        ConfigurationError: a rate is not in (0, 1), or the objective is unknown.
+    """
+    for name, value in (("max_fpr", max_fpr), ("confidence", confidence)):
+        if value is not None and not (isinstance(value, (int, float)) and 0.0 < value < 1.0):
+            raise ConfigurationError(f"{name}={value!r}: a share above 0 and below 1")
+    if objective is not None and not (isinstance(objective, str) and (objective == "f1" or _RECALL_AT.fullmatch(objective))):
+        raise ConfigurationError(f"objective={objective!r}: 'f1', or 'recall@fpr=' and a rate such as 0.05")
+
+
 def needed(max_fpr: float, confidence: float) -> int:
     """Fewest benign prompts from which a rate can be promised at all: the least n with (1 - max_fpr)^n <= 1 - confidence."""
     return math.ceil(math.log(1.0 - confidence) / math.log1p(-max_fpr))
@@ -57,9 +70,7 @@ def threshold_for_fpr(scores: npt.ArrayLike, max_fpr: float, confidence: float) 
         ConfigurationError: a rate is not in (0, 1).
         DataError: there are too few prompts, or too many of them have the highest possible score; says what is reachable.
     """
-    for name, value in (("max_fpr", max_fpr), ("confidence", confidence)):
-        if not 0.0 < value < 1.0:
-            raise ConfigurationError(f"{name}={value!r}: a share above 0 and below 1")
+    check_options(max_fpr, confidence, None)
     values = np.sort(_probabilities(scores))[::-1]
     count, least = len(values), needed(max_fpr, confidence)
     if count < least:
@@ -93,6 +104,7 @@ def threshold_for_objective(scores: npt.ArrayLike, labels: npt.ArrayLike, object
         ConfigurationError: the objective is neither.
         DataError: a class is missing, or no threshold reaches the rate; says what is reachable.
     """
+    check_options(None, 0.5, objective)
     values, truth = _probabilities(scores), np.asarray(labels).astype(bool)
     if truth.shape != values.shape:
         raise DataError(f"{len(values)} scores and {truth.size} labels")
@@ -104,15 +116,14 @@ def threshold_for_objective(scores: npt.ArrayLike, labels: npt.ArrayLike, object
     rate = _RECALL_AT.fullmatch(objective)
     if objective == "f1":
         best = int(np.argmax(2 * hits / (hits + alarms + truth.sum())))
-    elif rate is not None:
+    else:
+        assert rate is not None
         within = np.flatnonzero(alarms <= float(rate[1]) * (~truth).sum())
         if not len(within):
             raise DataError(
                 f"even the highest score flags {alarms[0] / (~truth).sum():.2%} of the safe prompts; {rate[1]} is out of reach"
             )
         best = int(within[-1])
-    else:
-        raise ConfigurationError(f"objective={objective!r}: 'f1', or 'recall@fpr=' and a rate such as 0.05")
     # Between two scores rather than on one, so that a score that differs in its last digit stays on its side.
     below = candidates[best + 1] if best + 1 < len(candidates) else 0.0
     threshold = float((candidates[best] + below) / 2)
