@@ -5,16 +5,13 @@ By default on a random Llama of about 100 million parameters on the CPU; `--pres
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from _bench import Figure, figure, interleaved, options, ratios, report
 
-_ROUNDS = {"cpu": 15, "cuda": 40}
-_STATM_PAGE = 4096
+_ROUNDS = {"cpu": 25, "cuda": 40}
 
 
 def main() -> int:
@@ -25,20 +22,12 @@ def main() -> int:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="llama-100m")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, help="pairs of calls for each figure")
-    parser.add_argument(
-        "--child", choices=("plain", "guarded"), help="used by the benchmark: print the peak memory of one call"
-    )
-    parser.add_argument("--tokens", type=int, default=512, help="prompt length of --child")
     arguments = parser.parse_args()
     preset = PRESETS[arguments.preset]
-    if arguments.child:
-        print(_peak(preset, arguments.device, arguments.child, arguments.tokens))
-        return 0
     lengths = preset.lengths[:1] if arguments.quick else preset.lengths
     kind = arguments.device.partition(":")[0]
     rounds = arguments.rounds or (5 if arguments.quick else _ROUNDS.get(kind, 15))
-    figures = _memory_figures(arguments, preset, max(lengths))
-    figures += _time_figures(preset, arguments.device, lengths, rounds)
+    figures = _figures(preset, arguments.device, lengths, rounds)
     name = "overhead" if arguments.preset == "llama-100m" and kind == "cpu" else f"overhead-{arguments.preset}-{kind}"
     return report(name, figures, quick=arguments.quick, preset=arguments.preset, **_device(arguments.device))
 
@@ -50,12 +39,12 @@ def _device(device: str) -> dict[str, Any]:
     return {"device": name, "threads": torch.get_num_threads()}
 
 
-def _time_figures(preset: Any, device: str, lengths: tuple[int, ...], rounds: int) -> list[Figure]:
+def _figures(preset: Any, device: str, lengths: tuple[int, ...], rounds: int) -> list[Figure]:
     from _models import load
 
     subject = load(preset, device)
     synchronise = _synchronise(device)
-    figures: list[Figure] = []
+    figures = _memory_figures(subject, device, max(lengths), preset.targets.get("memory"))
 
     def call(work: Callable[..., object], prompts: list[str], count: int) -> Callable[[], None]:
         def run() -> None:
@@ -123,50 +112,35 @@ def _synchronise(device: str) -> Callable[[], None]:
     return torch.cuda.synchronize
 
 
-def _memory_figures(arguments: Any, preset: Any, length: int) -> list[Figure]:
-    """Peak memory over weights, each from a process of its own."""
-    runs = 1 if arguments.quick else 3
-    peaks: dict[str, list[float]] = {"plain": [], "guarded": []}
-    for _ in range(runs):
-        for kind, found in peaks.items():
-            command = [sys.executable, __file__, "--preset", arguments.preset, "--device", arguments.device]
-            command += ["--child", kind, "--tokens", str(length)]
-            found.append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
-    found = [one / two for one, two in zip(peaks["guarded"], peaks["plain"], strict=True)]
+def _memory_figures(subject: Any, device: str, length: int, bound: float | None) -> list[Figure]:
+    """Peak memory of tensors over what model and guard occupy at rest."""
+    plain, guarded = (_peak(work, device, [subject.prompt(length)]) for work in (subject.plain, subject.guarded))
     return [
-        figure(f"memory over weights, plain, {length} tokens", peaks["plain"], "MiB"),
-        figure(
-            f"memory over weights, guarded / plain, {length} tokens",
-            found,
-            "ratio",
-            at_most=preset.targets.get("memory"),
-        ),
+        figure(f"memory over weights, plain, {length} tokens", [plain], "MiB"),
+        figure(f"memory over weights, guarded / plain, {length} tokens", [guarded / plain], "ratio", at_most=bound),
     ]
 
 
-def _peak(preset: Any, device: str, kind: str, length: int) -> float:
-    """Peak memory in MiB of one call, above what model and guard occupy at rest."""
+def _peak(work: Callable[..., object], device: str, prompts: list[str]) -> float:
+    """Peak memory of tensors in MiB of one call, from what torch allocates: the process's own size is mostly the heap's noise."""
     import torch
-    from _models import load
+    from torch.profiler import ProfilerActivity, profile
 
-    subject = load(preset, device)
-    work = subject.plain if kind == "plain" else subject.guarded
-    work([subject.prompt(16)], max_new_tokens=2)  # what is allocated once, for good
-    prompts = [subject.prompt(length)]
+    work(prompts, max_new_tokens=4)  # what is allocated once, for good
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         work(prompts, max_new_tokens=4)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    status = Path("/proc/self/clear_refs")
-    if not status.exists():
-        raise SystemExit("the peak memory of one call can only be read on Linux, or on a GPU")
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * _STATM_PAGE
-    status.write_text("5")
-    work(prompts, max_new_tokens=4)
-    lines = Path("/proc/self/status").read_text().splitlines()
-    peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    return (peak - before) / 2**20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        work(prompts, max_new_tokens=4)
+    results: Any = profiled.profiler
+    now = peak = 0
+    changes = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak / 2**20
 
 
 if __name__ == "__main__":
