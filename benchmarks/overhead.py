@@ -122,7 +122,7 @@ def _memory_figures(subject: Any, device: str, length: int, bound: float | None)
 
 
 def _peak(work: Callable[..., object], device: str, prompts: list[str]) -> float:
-    """Peak memory of tensors in MiB of one call, from what torch allocates: the process's own size is mostly the heap's noise."""
+    """Peak memory of tensors in MiB of one call, from what torch allocates: the process's size is mostly the heap's noise."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
