@@ -30,6 +30,7 @@ from mlpm_guard.policy import DEFAULT_REFUSAL
 from mlpm_guard.testing import MockGuard
 from tests.encoders import tiny_models as tiny
 from tests.generation_support import BATCH, ENDS, SAFE, UNSAFE, World, cut, make, response_guard, shared
+from tests.loop_support import Meeting
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMED = ["llama", "qwen3", "gemma3", "gpt2", "mistral", "olmo2", "mixtral", "olmoe", "lfm2", "jamba", "mamba"]
@@ -534,19 +535,14 @@ def test_sixteen_threads_on_one_model_do_not_mix(llama):
 
 async def test_agenerate_equals_generate_and_leaves_the_loop_free(llama):
     generator = llama.generator()
-    ticks = 0
-
-    async def tick():
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0.001)
-            ticks += 1
-
-    ticking = asyncio.create_task(tick())
-    found = await asyncio.gather(*(generator.agenerate(each, max_new_tokens=30) for each in BATCH))
-    ticking.cancel()
+    meeting = Meeting()
+    handle = llama.model.register_forward_pre_hook(meeting)
+    try:
+        found = await asyncio.gather(*(generator.agenerate(each, max_new_tokens=30) for each in BATCH))
+    finally:
+        handle.remove()
     assert [each.token_ids for each in found] == [generator.generate(each, max_new_tokens=30).token_ids for each in BATCH]
-    assert ticks > 3
+    assert meeting.held
 
 
 async def test_cancelling_agenerate_stops_the_model(llama):

@@ -34,6 +34,7 @@ from mlpm_guard import (
 )
 from mlpm_guard.testing import MockEncoder, MockGuard
 from tests.conftest import SAFE, UNSAFE
+from tests.loop_support import Meeting
 
 HARM = "tell me this unsafe thing"
 CALM = "tell me about gardens"
@@ -324,18 +325,24 @@ def test_on_error_raise_raises_the_specific_error() -> None:
 
 
 def test_what_is_not_judged_in_time_is_an_error() -> None:
-    guard = Guard(MockEncoder(delay=0.5), timeout=0.05)
-    guard.timeout = None
-    guard.fit(SAFE[:4] + UNSAFE[:4], [0] * 4 + [1] * 4, progress=False)
+    release = threading.Event()
+
+    class Stuck(MockEncoder):
+        def encode(self, conversations, *, layers=None):  # type: ignore[no-untyped-def]
+            release.wait(60)
+            return super().encode(conversations, layers=layers)
+
+    release.set()
+    guard = Guard(Stuck()).fit(SAFE[:4] + UNSAFE[:4], [0] * 4 + [1] * 4, progress=False)
+    release.clear()
     guard.timeout = 0.05
-    started = time.perf_counter()
     verdict = guard.check(CALM)
-    assert time.perf_counter() - started < 0.45
     assert (verdict.error, verdict.action) == ("timeout", Action.BLOCK)
     guard.on_error = "raise"
     with pytest.raises(GuardTimeoutError):
         guard.check(CALM)
-    guard.timeout, guard.on_error = 30, "block"
+    release.set()
+    guard.timeout, guard.on_error = 60, "block"
     assert guard.check(CALM).error is None
 
 
@@ -368,13 +375,9 @@ async def test_concurrent_calls_share_scorer_calls() -> None:
 
 
 async def test_acheck_does_not_block_the_event_loop() -> None:
-    guard = MockGuard(delay=0.3)
-    task = asyncio.create_task(guard.acheck("x"))
-    ticks = 0
-    while not task.done():
-        await asyncio.sleep(0.01)
-        ticks += 1
-    assert ticks >= 10
+    meeting = Meeting()
+    await MockGuard(meeting).acheck("x")
+    assert meeting.held
 
 
 async def test_a_cancelled_call_does_not_disturb_the_others() -> None:
@@ -596,4 +599,4 @@ async def test_a_text_that_took_too_long_does_not_hold_up_those_behind_it() -> N
     assert (await guard.acheck(long)).error == "timeout"
     started = time.monotonic()
     while (await guard.acheck("What is 2 plus 2?")).error is not None:
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 60

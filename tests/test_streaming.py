@@ -30,6 +30,7 @@ from mlpm_guard import (
 from mlpm_guard.policy import DEFAULT_REFUSAL
 from mlpm_guard.testing import MockEncoder, MockGuard
 from tests.conftest import SAFE, UNSAFE
+from tests.loop_support import Meeting
 from tests.test_segments import TEXT, chunked
 
 CALM = ["The sky is ", "blue. The sea ", "is green.\n", "All is well", "."]
@@ -588,38 +589,23 @@ def test_a_source_whose_closing_fails_does_not_hide_the_verdict(caplog: pytest.L
 # -- async --------------------------------------------------------------------------------------------------------------------
 
 
-async def ticks_during(work: Callable[[], Any]) -> int:
-    ticks = 0
-
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0.005)
-            ticks += 1
-
-    task = asyncio.create_task(tick())
-    await work()
-    task.cancel()
-    return ticks
-
-
 async def test_a_guard_without_acheck_and_a_plain_iterator_do_not_block_the_loop() -> None:
+    judged, written = Meeting(), Meeting()
+
     class Slow(Recorder):
         def check(self, conversation: Any) -> Verdict:
-            time.sleep(0.1)
+            judged()
             return super().check(conversation)
 
     def slow_source() -> Iterator[str]:
-        time.sleep(0.1)
+        written()
         yield "Hello there. "
-        time.sleep(0.1)
+        written()
 
     guard = Slow()
-
-    async def work() -> None:
-        assert [text async for text in StreamModerator(guard).astream(slow_source())] == ["Hello there. "]
-
-    assert await ticks_during(work) > 15
+    assert [text async for text in StreamModerator(guard).astream(slow_source())] == ["Hello there. "]
+    assert judged.held
+    assert written.held
     assert threading.get_ident() not in guard.threads
 
 
@@ -656,7 +642,7 @@ async def test_cancelling_does_not_wait_for_a_plain_iterator_that_blocks() -> No
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 25
     assert not closed.is_set()
     release.set()
     assert await asyncio.to_thread(closed.wait, 30)

@@ -34,6 +34,7 @@ from tests.langchain.support import (
     response_guard,
 )
 from tests.langchain.test_standard import ObligingModel
+from tests.loop_support import Meeting
 
 USAGE: Any = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}
 
@@ -270,15 +271,12 @@ def test_tool_results_on_their_way_to_the_model_are_judged_as_prompts() -> None:
 
 async def test_async_calls_use_the_models_async_methods_and_leave_the_loop_free() -> None:
     model = ScriptedModel()
-    guarded = ModeratedChatModel(model=model, guard=prompt_guard(delay=0.1), moderator=response_guard(delay=0.1))
-    await guarded.ainvoke(HELLO)
-    longest, last = 0.0, time.perf_counter()
-    task = asyncio.gather(guarded.ainvoke(HELLO), WAYS["astream"](guarded, HELLO, {}))
-    while not task.done():
-        await asyncio.sleep(0.001)
-        longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
-    assert len(model.ran_async) == 3
-    assert longest < 0.08
+    asked, answered = Meeting(), Meeting()
+    guarded = ModeratedChatModel(model=model, guard=MockGuard(asked), moderator=MockGuard(answered, target="response"))
+    await asyncio.gather(guarded.ainvoke(HELLO), WAYS["astream"](guarded, HELLO, {}))
+    assert len(model.ran_async) == 2
+    assert asked.held
+    assert answered.held
 
 
 async def test_a_cancelled_stream_closes_the_model() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from mlpm_guard.testing import MockGuard
 from tests.encoders import tiny_models as tiny
 from tests.generation_support import World, make
 from tests.langchain.support import REFUSAL, WAYS, Ear, prompt_guard, v3
+from tests.loop_support import Meeting
 
 HELLO = "tell me about gardens"
 BOMB = "how to build a bomb"
@@ -154,14 +154,16 @@ def test_a_guard_that_was_really_fitted_on_the_model_gates_it() -> None:
 
 
 async def test_an_answer_does_not_block_the_event_loop(world: World) -> None:
-    model = chat(world, guard=prompt_guard(delay=0.1), moderator=MockGuard(delay=0.1, target="response"))
-    await model.ainvoke(HELLO)
-    longest, last = 0.0, time.perf_counter()
-    task = asyncio.gather(model.ainvoke(HELLO), WAYS["astream"](model, HELLO, {}))
-    while not task.done():
-        await asyncio.sleep(0.001)
-        longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
-    assert longest < 0.08
+    asked, answered, ran = Meeting(), Meeting(), Meeting()
+    model = chat(world, guard=MockGuard(asked), moderator=MockGuard(answered, target="response"))
+    handle = world.model.register_forward_pre_hook(ran)
+    try:
+        await asyncio.gather(model.ainvoke(HELLO), WAYS["astream"](model, HELLO, {}))
+    finally:
+        handle.remove()
+    assert asked.held
+    assert answered.held
+    assert ran.held
 
 
 def test_bad_options_and_arguments_are_named(world: World) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -245,12 +244,3 @@ def observed() -> Iterator[Observer]:
         yield observer
     finally:
         root.event_handlers = before
-
-
-async def ticks(asked: asyncio.Future[Any]) -> int:
-    """Turns of the event loop, 5 ms apart, until the work is done: few where something blocks the loop."""
-    counted = 0
-    while not asked.done():
-        await asyncio.sleep(0.005)
-        counted += 1
-    return counted

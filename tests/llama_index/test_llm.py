@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import pickle
 from typing import Any
@@ -30,8 +29,8 @@ from tests.llama_index.support import (
     moderator,
     observed,
     prompt_guard,
-    ticks,
 )
+from tests.loop_support import Meeting
 
 CHATS = ["chat", "achat", "stream_chat", "astream_chat"]
 METHODS = [*CHATS, "complete", "acomplete", "stream_complete", "astream_complete"]
@@ -147,11 +146,11 @@ async def test_one_of_guard_and_moderator_is_enough(method: str) -> None:
 @pytest.mark.parametrize("slow", ["guard", "moderator"])
 @pytest.mark.parametrize("method", [method for method in METHODS if method.startswith("a")])
 async def test_the_event_loop_runs_while_something_is_judged(method: str, slow: str) -> None:
-    delayed = {"guard": prompt_guard(delay=0.15)} if slow == "guard" else {"moderator": moderator(delay=0.15)}
-    llm, _ = guarded(**delayed)
-    asked = asyncio.ensure_future(replies(llm, method, "is the sky blue"))
-    assert await ticks(asked) > 15
-    assert text(asked.result()[-1]) == CALM
+    meeting = Meeting()
+    meets = {"guard": MockGuard(meeting)} if slow == "guard" else {"moderator": MockGuard(meeting, target="response")}
+    llm, _ = guarded(**meets)
+    assert text((await replies(llm, method, "is the sky blue"))[-1]) == CALM
+    assert meeting.held
 
 
 @pytest.mark.parametrize("method", STREAMS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import pickle
 from typing import Any
 
@@ -18,6 +17,7 @@ from mlpm_guard.testing import MockGuard
 from tests import generation_support
 from tests.generation_support import World
 from tests.llama_index.support import index, observed, prompt_guard
+from tests.loop_support import Meeting
 
 METHODS = [
     "chat", "achat", "stream_chat", "astream_chat", "complete", "acomplete", "stream_complete", "astream_complete",
@@ -99,13 +99,14 @@ async def test_raise_raises(world: World, method: str) -> None:
 @pytest.mark.parametrize("method", [method for method in METHODS if method.startswith("a")])
 async def test_the_event_loop_runs_while_the_model_does(world: World, method: str) -> None:
     llm = GuardedLocalLLM(world.generator(), max_new_tokens=40, generate_kwargs={"min_new_tokens": 40})
-    asked = asyncio.ensure_future(replies(llm, method))
-    ticks = 0
-    while not asked.done():
-        await asyncio.sleep(0.001)
-        ticks += 1
-    assert ticks > 5
-    assert text(asked.result()[-1])
+    meeting = Meeting()
+    handle = world.model.register_forward_pre_hook(meeting)
+    try:
+        found = await replies(llm, method)
+    finally:
+        handle.remove()
+    assert meeting.held
+    assert text(found[-1])
 
 
 def test_generation_arguments_are_passed_on(world: World) -> None:
