@@ -20,8 +20,9 @@ import numpy.typing as npt
 from mlpm_guard.conversation import Conversation, ConversationLike
 from mlpm_guard.encoders.base import Encoder, EncoderIdentity, States
 from mlpm_guard.errors import ConfigurationError, EncoderError, MlpmGuardError
-from mlpm_guard.guard import Guard, _Model
+from mlpm_guard.guard import Guard
 from mlpm_guard.judging import Evidence
+from mlpm_guard.model import Model
 from mlpm_guard.policy import Policy
 from mlpm_guard.prototypes.scorer import LayerScorer
 from mlpm_guard.verdict import Verdict, WindowEvidence
@@ -174,7 +175,7 @@ class MockGuard(Guard):
         self._delay = delay
         self.calls: list[int] = []
         zeros = np.zeros((1, self._encoder.dim))
-        self._model = _Model(
+        self._model = Model(
             LayerScorer(
                 np.array([0]), zeros, np.zeros(1), np.array([2 * _SEPARATION]), -_SEPARATION, (-_SEPARATION, _SEPARATION)
             ),

@@ -25,6 +25,13 @@ WALLS = {
     "bundle": {"errors", "verdict", "conversation", "encoders", "prototypes"},
     "judging": {"errors", "verdict", "conversation", "windows", "encoders", "prototypes"},
     "policy": {"errors", "verdict", "conversation", "judging", "prototypes"},
+    "options": {"errors"},
+    "running": {"errors", "conversation", "batching", "cancelling"},
+    "model": {"prototypes"},
+    "checking": {
+        "errors", "verdict", "conversation", "encoders", "prototypes", "judging", "policy", "options", "running", "model",
+    },
+    "saving": {"errors", "bundle"},
     "training": {"errors", "verdict", "conversation", "windows", "encoders", "prototypes", "judging"},
     "cancelling": set(),
     "batching": {"cancelling"},

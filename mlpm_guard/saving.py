@@ -1,0 +1,70 @@
+"""From a guard to its bundle: what the manifest says, and which tensors go beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlpm_guard import bundle as bundles
+from mlpm_guard.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from mlpm_guard.model import Model
+    from mlpm_guard.prototypes.classifier import PrototypeClassifier
+
+
+def save(
+    path: str | Path,
+    model: Model,
+    classifier: PrototypeClassifier | None,
+    settings: Mapping[str, Any],
+    *,
+    statistics: bool,
+    notes: Mapping[str, Any] | None,
+) -> bundles.Bundle:
+    """Write a bundle.
+
+    Args:
+        path: the folder.
+        model: what the guard judges with.
+        classifier: where it was learned; None for one that was loaded without its statistics, or is saved without them.
+        settings: fields of the manifest that are the guard's options.
+        statistics: include the classifier's statistics.
+        notes: JSON values; None keeps those of the bundle that the guard comes from.
+
+    Raises:
+        ConfigurationError: the notes are no JSON values.
+        BundleSaveError: it cannot be written.
+    """
+    tensors = None
+    if classifier is not None:
+        learned = classifier.statistics_
+        shape = bundles.ClassifierSettings(
+            C=classifier.C,
+            sample_size=learned.saved_sample_size if statistics else classifier.sample_size,
+            folds=classifier.folds,
+            layers=learned.layers,
+            dim=learned.dim,
+        )
+        counts: Mapping[Any, int] = {"safe": learned.count(0), "unsafe": learned.count(1)}
+        tensors = learned.to_tensors() if statistics else None
+    else:
+        assert model.bundle is not None
+        shape, counts = model.bundle.manifest.classifier, model.bundle.manifest.examples
+    try:
+        json.dumps(notes)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"notes must be JSON values ({type(error).__name__})") from None
+    kept = model.bundle.manifest.notes if model.bundle is not None else {}
+    manifest = bundles.Manifest.model_validate(
+        {
+            **settings,
+            "classifier": shape.model_dump(),
+            "examples": dict(counts),
+            "calibration": None if model.calibration is None else model.calibration.model_dump(),
+            "notes": kept if notes is None else dict(notes),
+        }
+    )
+    return bundles.save(path, manifest, model.scorer, tensors)
