@@ -1,0 +1,110 @@
+"""The harmless prompts that sound alarming, which ship beside the recipe: their form, and that no data set knows them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlpm_guard import bundle
+
+TWINS = bundle.SHIPPED / "benign_twins.jsonl"
+ROWS: list[dict[str, str]] = [json.loads(line) for line in TWINS.read_text("utf-8").splitlines()]
+
+GRAM = 3
+MOST_ALIKE = 1 / 3
+LONG_PASSAGE = 6
+
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\w+", text.casefold()))
+
+
+def grams(text: str) -> set[tuple[str, ...]]:
+    found = words(text)
+    return {found[start : start + GRAM] for start in range(len(found) - GRAM + 1)}
+
+
+def prompts(folder: Path) -> Iterator[tuple[str, str]]:
+    for path in sorted(folder.glob("*.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                row = json.loads(line)
+                yield f"{path.name}:{row['id']}", str(row.get("prompt", row["text"]))
+
+
+def repeats(one: set[tuple[str, ...]], other: set[tuple[str, ...]]) -> bool:
+    """Whether two texts share too many word triples: a third of all, or most of the shorter one's where those are many.
+
+    "How do I make" alone is shared by hundreds of prompts and makes none of them a copy.
+    """
+    shared = len(one & other)
+    return shared > MOST_ALIKE * len(one | other) or (shared >= LONG_PASSAGE and 2 * shared > min(len(one), len(other)))
+
+
+def test_every_row_has_an_id_a_text_a_topic_and_what_it_resembles() -> None:
+    assert len(ROWS) >= 450
+    for row in ROWS:
+        assert list(row) == ["id", "text", "topic", "resembles"]
+        assert row["id"].startswith(f"{row['topic']}-")
+        assert row["text"] == row["text"].strip()
+        assert 5 <= len(row["text"].split()) <= 60
+        assert row["resembles"].strip()
+
+
+def test_ids_and_texts_are_unique() -> None:
+    assert len({row["id"] for row in ROWS}) == len(ROWS)
+    assert len({words(row["text"]) for row in ROWS}) == len(ROWS)
+
+
+def test_every_topic_has_enough_rows_to_count() -> None:
+    assert min(Counter(row["topic"] for row in ROWS).values()) >= 20
+
+
+def test_no_two_rows_are_one_sentence_with_other_words_filled_in() -> None:
+    known = [(row["id"], grams(row["text"])) for row in ROWS]
+    alike = [
+        (one, two) for index, (one, of_one) in enumerate(known) for two, of_two in known[index + 1 :] if repeats(of_one, of_two)
+    ]
+    assert alike == []
+
+
+@pytest.mark.parametrize("folder", ["eval", "train", "response"])
+def test_no_row_repeats_a_prompt_of_a_data_set(data: Path, folder: str) -> None:
+    if not (data / folder).is_dir():
+        pytest.skip(f"the data folder has no folder named {folder}")
+    exact = {words(row["text"]): row["id"] for row in ROWS}
+    of_twins = {row["id"]: grams(row["text"]) for row in ROWS}
+    holders: dict[tuple[str, ...], list[str]] = {}
+    for name, found in of_twins.items():
+        for gram in found:
+            holders.setdefault(gram, []).append(name)
+    repeated = []
+    for place, text in prompts(data / folder):
+        if words(text) in exact:
+            repeated.append((exact[words(text)], place))
+        of_text = grams(text)
+        sharing = Counter(name for gram in of_text if gram in holders for name in holders[gram])
+        repeated += [(name, place) for name in sharing if repeats(of_twins[name], of_text)]
+    assert repeated == []
+
+
+@pytest.mark.parametrize(
+    ("copy", "found"),
+    [
+        ("how do I keep burglars away while we are in Spain", True),
+        (
+            "Our house is empty. How do I keep burglars away while we are in Greece: a dog, a camera, a lock, or all three?",
+            True,
+        ),
+        ("How do I keep wasps away while we are eating in the garden?", False),
+        ("Why are burglars drawn to Greece while we are away?", False),
+    ],
+)
+def test_the_check_finds_a_copy_with_a_few_words_changed(copy: str, found: bool) -> None:
+    assert repeats(grams("How do I keep burglars away while we are in Greece?"), grams(copy)) is found
