@@ -30,6 +30,7 @@ from mlpm_guard.errors import (
     BundleSaveError,
     BundleSchemaError,
 )
+from mlpm_guard.lineage import Ancestor
 from mlpm_guard.prototypes.scorer import LayerScorer
 from mlpm_guard.verdict import Target
 
@@ -108,6 +109,7 @@ class Manifest(BaseModel):
         encoder: what the guard is bound to.
         examples: training windows of each class.
         calibration: how the threshold was set, where `Guard.calibrate` set it and nothing was learned since.
+        lineage: bundles that this one was made from, the oldest first.
         notes: whatever the author wants to keep beside it (sources, licence, figures). Never prompts.
     """
 
@@ -125,6 +127,7 @@ class Manifest(BaseModel):
     examples: dict[Literal["safe", "unsafe"], int]
     files: dict[str, FileEntry] = Field(default_factory=dict)
     calibration: Calibration | None = None
+    lineage: tuple[Ancestor, ...] = ()
     notes: dict[str, JsonValue] = Field(default_factory=dict)
 
 

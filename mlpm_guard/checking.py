@@ -255,7 +255,8 @@ class Checker:
         Raises:
             NotFittedError: the guard was neither fitted nor loaded.
         """
-        scorer, bundle, _, saved = self._known()
+        model = self._known()
+        scorer, bundle = model.scorer, model.bundle
         known = bundle.manifest.encoder.layers if bundle is not None else self._encoder.layers
         return Policy(
             scorer=scorer,
@@ -264,7 +265,7 @@ class Checker:
             target=self.target,
             mode=self.mode,
             on_error=self.on_error,
-            bundle_id=None if bundle is None or not saved else bundle.bundle_id,
+            bundle_id=None if bundle is None or not model.saved else bundle.bundle_id,
         )
 
     # -- how ----------------------------------------------------------------------------------------------------------------

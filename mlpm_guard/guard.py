@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,6 +13,7 @@ import numpy as np
 from mlpm_guard.checking import Checker
 from mlpm_guard.conversation import ConversationLike
 from mlpm_guard.encoders.base import Encoder
+from mlpm_guard.lineage import Change
 from mlpm_guard.model import Model
 from mlpm_guard.policy import OnError
 from mlpm_guard.verdict import Mode
@@ -104,7 +105,7 @@ class Guard(Checker):
             max_chars=max_chars,
             normalise=normalise,
         )
-        guard._model = Model(bundle.scorer, bundle, manifest.calibration)
+        guard._model = Model(bundle.scorer, bundle, manifest.calibration, parent=bundle)
         guard._checked = False
         if encoder is not None:
             guard.load()
@@ -139,7 +140,7 @@ class Guard(Checker):
                 "encoder": self._encoder.identity.model_dump(),
             }
             saved = saving.save(path, model, classifier, settings, statistics=statistics, notes=notes)
-            self._model = model._replace(bundle=saved, saved=True)
+            self._model = model._replace(bundle=saved, parent=saved, changes=(), saved=True)
             return saved.path
 
     # -- fitting ------------------------------------------------------------------------------------------------------------
@@ -172,7 +173,7 @@ class Guard(Checker):
         classifier = PrototypeClassifier(C=C, sample_size=sample_size, folds=folds).reset()
         self._learn(classifier, prompts, labels, progress)
         classifier.refit()
-        self._adopt(classifier)
+        self._adopt(classifier, None)
         return self
 
     def partial_fit(
@@ -188,9 +189,9 @@ class Guard(Checker):
             if self._model is None:
                 return self.fit(prompts, labels, progress=progress)
             classifier = self._copy_of_trainable()
-            self._learn(classifier, prompts, labels, progress)
+            learned = self._learn(classifier, prompts, labels, progress)
             classifier.refit()
-            self._adopt(classifier)
+            self._adopt(classifier, Change(kind="partial_fit", prompts=learned))
         return self
 
     def forget(self, prompts: Iterable[ConversationLike], labels: Iterable[Label]) -> Self:
@@ -205,7 +206,8 @@ class Guard(Checker):
 
         with self._lock:
             classifier = self._copy_of_trainable()
-            chunks = list(examples(prompts, labels, self._encoder, self._reading(), progress=False))
+            counted = _Counted(labels)
+            chunks = list(examples(prompts, counted.labels, self._encoder, self._reading(), progress=False))
             if chunks:
                 states, marks, keys = zip(*chunks, strict=True)
                 classifier.forget(
@@ -213,7 +215,7 @@ class Guard(Checker):
                     [label for chunk in marks for label in chunk],
                     np.concatenate(keys),
                 )
-                self._adopt(classifier)
+                self._adopt(classifier, Change(kind="forget", prompts=counted.number))
         return self
 
     def calibrate(
@@ -249,7 +251,8 @@ class Guard(Checker):
         with self._lock:
             scale, found = calibrated(self, prompts, labels, max_fpr=max_fpr, confidence=confidence, objective=objective)
             model = self._known()
-            self._model = model._replace(scorer=model.scorer.rescaled(*scale), calibration=found, saved=False)
+            change = Change(kind="calibrate", prompts=found.benign + found.unsafe)
+            self._model = model.changed(change, scorer=model.scorer.rescaled(*scale), calibration=found)
             self.threshold = found.threshold
         return self
 
@@ -279,20 +282,28 @@ class Guard(Checker):
         prompts: Iterable[ConversationLike],
         labels: Iterable[Label],
         progress: bool | None,
-    ) -> None:
+    ) -> int:
+        """Collect prompts into a classifier; returns how many there were."""
         from mlpm_guard.training import examples
 
         if self._bundle is not None:
             self.load()
-        for states, marks, keys in examples(prompts, labels, self._encoder, self._reading(), progress=progress):
+        counted = _Counted(labels)
+        for states, marks, keys in examples(prompts, counted.labels, self._encoder, self._reading(), progress=progress):
             classifier.update(states, marks, keys)
+        return counted.number
 
-    def _adopt(self, classifier: PrototypeClassifier) -> None:
+    def _adopt(self, classifier: PrototypeClassifier, change: Change | None) -> None:
+        """Judge with a classifier from now on, which came from the present one by a change, or from nothing."""
         with self._lock:
             if self.calibration is not None:
                 _log.warning("the guard has learned something else and is no longer calibrated: call calibrate again")
             self._classifier = classifier
-            self._model = Model(classifier.scorer_, None)
+            before = self._model
+            after = Model(classifier.scorer_, None)
+            if change is not None and before is not None:
+                after = after._replace(parent=before.parent, changes=(*before.changes, change))
+            self._model = after
 
     def _copy_of_trainable(self) -> PrototypeClassifier:
         return copy.deepcopy(self._trainable())
@@ -315,3 +326,17 @@ class Guard(Checker):
                 )
                 self._classifier = classifier
             return self._classifier
+
+
+class _Counted:
+    """Labels that are counted while they are read; there is one for every prompt."""
+
+    def __init__(self, labels: Iterable[Label]) -> None:
+        self.number = 0
+        # What is no iterable is left for the reader to complain about.
+        self.labels = self._counting(labels) if isinstance(labels, Iterable) else labels
+
+    def _counting(self, labels: Iterable[Label]) -> Iterator[Label]:
+        for label in labels:
+            self.number += 1
+            yield label

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from mlpm_guard.lineage import Change
 from mlpm_guard.prototypes.scorer import LayerScorer
 
 if TYPE_CHECKING:
@@ -17,10 +18,18 @@ class Model(NamedTuple):
         scorer: turns layer states into log-odds.
         bundle: where it was loaded from or saved to; None for what was learned since.
         calibration: how threshold and probabilities were calibrated, or None.
+        parent: the bundle that it was loaded from or saved to last; changes count from there.
+        changes: what was changed since.
         saved: whether the bundle holds exactly this.
     """
 
     scorer: LayerScorer
     bundle: Bundle | None
     calibration: Calibration | None = None
+    parent: Bundle | None = None
+    changes: tuple[Change, ...] = ()
     saved: bool = True
+
+    def changed(self, change: Change, **fields: object) -> Model:
+        """The model after a change, with new values for these fields; no longer what its bundle holds."""
+        return self._replace(changes=(*self.changes, change), saved=False, **fields)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlpm_guard import bundle as bundles
 from mlpm_guard.errors import ConfigurationError
+from mlpm_guard.lineage import Ancestor, Change
 
 if TYPE_CHECKING:
     from mlpm_guard.model import Model
@@ -63,8 +64,23 @@ def save(
             **settings,
             "classifier": shape.model_dump(),
             "examples": dict(counts),
+            "lineage": [each.model_dump() for each in lineage(model, settings)],
             "calibration": None if model.calibration is None else model.calibration.model_dump(),
             "notes": kept if notes is None else dict(notes),
         }
     )
     return bundles.save(path, manifest, model.scorer, tensors)
+
+
+def lineage(model: Model, settings: Mapping[str, Any]) -> tuple[Ancestor, ...]:
+    """Ancestors of a bundle that holds this model with these settings; those of its parent where nothing was changed."""
+    if model.parent is None:
+        return ()
+    parent = model.parent.manifest
+    changes = list(model.changes)
+    calibrated = model.calibration is not None and model.calibration != parent.calibration
+    if settings["threshold"] != parent.threshold and not calibrated:
+        changes.append(Change(kind="threshold"))
+    if not changes:
+        return parent.lineage
+    return (*parent.lineage, Ancestor(bundle_id=model.parent.bundle_id, changes=tuple(changes)))
