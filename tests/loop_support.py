@@ -27,6 +27,10 @@ class Meeting:
         self._met.append(came.wait(_PATIENCE))
         return False
 
+    def hook(self, *_: object) -> None:
+        """Meet the loop, as a forward pre-hook of a model."""
+        self()
+
     @property
     def held(self) -> bool:
         """Whether there was a meeting, and the loop came to every one."""

@@ -536,7 +536,7 @@ def test_sixteen_threads_on_one_model_do_not_mix(llama):
 async def test_agenerate_equals_generate_and_leaves_the_loop_free(llama):
     generator = llama.generator()
     meeting = Meeting()
-    handle = llama.model.register_forward_pre_hook(meeting)
+    handle = llama.model.register_forward_pre_hook(meeting.hook)
     try:
         found = await asyncio.gather(*(generator.agenerate(each, max_new_tokens=30) for each in BATCH))
     finally:

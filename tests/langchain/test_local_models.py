@@ -156,7 +156,7 @@ def test_a_guard_that_was_really_fitted_on_the_model_gates_it() -> None:
 async def test_an_answer_does_not_block_the_event_loop(world: World) -> None:
     asked, answered, ran = Meeting(), Meeting(), Meeting()
     model = chat(world, guard=MockGuard(asked), moderator=MockGuard(answered, target="response"))
-    handle = world.model.register_forward_pre_hook(ran)
+    handle = world.model.register_forward_pre_hook(ran.hook)
     try:
         await asyncio.gather(model.ainvoke(HELLO), WAYS["astream"](model, HELLO, {}))
     finally:

@@ -100,7 +100,7 @@ async def test_raise_raises(world: World, method: str) -> None:
 async def test_the_event_loop_runs_while_the_model_does(world: World, method: str) -> None:
     llm = GuardedLocalLLM(world.generator(), max_new_tokens=40, generate_kwargs={"min_new_tokens": 40})
     meeting = Meeting()
-    handle = world.model.register_forward_pre_hook(meeting)
+    handle = world.model.register_forward_pre_hook(meeting.hook)
     try:
         found = await replies(llm, method)
     finally:
