@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         BundleSaveError,
         BundleSchemaError,
         ConfigurationError,
+        ContradictoryLabelsError,
         DataError,
         EmptyInputError,
         EncoderError,
@@ -47,8 +48,10 @@ if TYPE_CHECKING:
     from mlpm_guard.generation import GuardedGenerator
     from mlpm_guard.guard import Guard
     from mlpm_guard.prototypes.classifier import PrototypeClassifier
+    from mlpm_guard.review import Review
+    from mlpm_guard.rules import Rules
     from mlpm_guard.streaming import AsyncModeratedStream, ModeratedStream, StreamModerator
-    from mlpm_guard.verdict import Action, LayerEvidence, Verdict, WindowEvidence
+    from mlpm_guard.verdict import Action, LayerEvidence, RuleMatch, Verdict, WindowEvidence
 
 _HOME = {
     "Action": "verdict",
@@ -61,6 +64,7 @@ _HOME = {
     "BundleSaveError": "errors",
     "BundleSchemaError": "errors",
     "ConfigurationError": "errors",
+    "ContradictoryLabelsError": "errors",
     "Conversation": "conversation",
     "DataError": "errors",
     "Drift": "drift",
@@ -87,6 +91,9 @@ _HOME = {
     "PrototypeClassifier": "prototypes.classifier",
     "ReportSaveError": "errors",
     "ResponseBlocked": "errors",
+    "Review": "review",
+    "RuleMatch": "verdict",
+    "Rules": "rules",
     "StreamModerator": "streaming",
     "TransformerEncoder": "encoders.transformer",
     "UnknownPromptError": "errors",
@@ -107,6 +114,7 @@ __all__ = [
     "BundleSaveError",
     "BundleSchemaError",
     "ConfigurationError",
+    "ContradictoryLabelsError",
     "Conversation",
     "DataError",
     "Drift",
@@ -133,6 +141,9 @@ __all__ = [
     "PrototypeClassifier",
     "ReportSaveError",
     "ResponseBlocked",
+    "Review",
+    "RuleMatch",
+    "Rules",
     "StreamModerator",
     "TransformerEncoder",
     "UnknownPromptError",

@@ -59,6 +59,13 @@ class Record:
     source: str
     category: str | None
 
+    @property
+    def text(self) -> str:
+        """The conversation as one text, for what is asked to show it."""
+        if isinstance(self.conversation, str):
+            return self.conversation
+        return "\n".join(f"{message.get('role', '?')}: {message.get('content', '')}" for message in self.conversation)
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:

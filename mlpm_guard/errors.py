@@ -9,6 +9,7 @@ An error says what was wrong and what to do. It carries objects (a verdict, a pa
     │   ├── EmptyInputError           holds no text to judge
     │   └── InputTooLongError         longer than the documented limit
     ├── DataError                     training or evaluation data cannot be used         (ValueError)
+    │   ├── ContradictoryLabelsError  the same prompt with both labels
     │   └── UnknownPromptError        asked to forget a prompt that was never learned
     ├── NotFittedError                a guard was asked before it was fitted             (ValueError, AttributeError)
     ├── EncoderError                  an encoder failed                                  (RuntimeError)
@@ -71,6 +72,21 @@ class InputTooLongError(InputError):
 
 class DataError(MlpmGuardError, ValueError):
     """Training or evaluation data cannot be used; the message says which row and why."""
+
+
+class ContradictoryLabelsError(DataError):
+    """The same prompt was given with both labels.
+
+    Attributes:
+        rows: the positions of the two, from 0, the earlier one first.
+    """
+
+    def __init__(self, message: str, rows: tuple[int, int]) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.rows)
 
 
 class UnknownPromptError(DataError):

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from mlpm_guard.contradictions import LabelsSeen
 from mlpm_guard.conversation import Conversation, ConversationLike, Message
 from mlpm_guard.encoders.base import Encoder, States
-from mlpm_guard.errors import DataError, InputError
+from mlpm_guard.errors import ContradictoryLabelsError, DataError, InputError
 from mlpm_guard.judging import Reading, TokenSpans, context_of
 from mlpm_guard.prototypes.classifier import content_keys
 from mlpm_guard.verdict import Target
@@ -51,6 +52,7 @@ def examples(
     reading: Reading,
     *,
     progress: bool | None,
+    consistent: bool = True,
 ) -> Iterator[tuple[States, list[int], Keys]]:
     """Layer states, labels and keys of training windows, a chunk at a time.
 
@@ -63,11 +65,13 @@ def examples(
         encoder: gives the states.
         reading: how conversations are read.
         progress: show a progress bar; None shows one when standard error is a terminal.
+        consistent: refuse the same prompt with both labels.
 
     Raises:
         DataError: a row cannot be used, or there are more prompts than labels or labels than prompts.
+        ContradictoryLabelsError: a prompt is there with both labels.
     """
-    rows = labelled(prompts, labels, reading.target)
+    rows = labelled(prompts, labels, reading.target, consistent=consistent)
     with _progress(prompts, progress) as advance:
         while chunk := list(islice(rows, _CHUNK)):
             spans = TokenSpans(encoder)
@@ -84,12 +88,42 @@ def examples(
 
 
 def labelled(
-    prompts: Iterable[ConversationLike], labels: Iterable[Label], target: Target
+    prompts: Iterable[ConversationLike], labels: Iterable[Label], target: Target, *, consistent: bool = True
 ) -> Iterator[tuple[Conversation, int, int]]:
     """Conversations, the index of the judged turn, and the label.
 
+    Args:
+        prompts: conversations, any iterable.
+        labels: as many labels.
+        target: which turn is judged.
+        consistent: refuse the same prompt with both labels.
+
     Raises:
         DataError: a row cannot be used, or there are more prompts than labels or labels than prompts.
+        ContradictoryLabelsError: a prompt is there with both labels.
+    """
+    seen = LabelsSeen()
+    for row, (prompt, label) in enumerate(paired(prompts, labels)):
+        try:
+            conversation = Conversation.parse(prompt, target=target)
+            found = conversation, conversation.turn_index(target), parse_label(label)
+        except (InputError, ValueError) as error:
+            raise DataError(f"row {row}: {error}") from None
+        if consistent:
+            (key,) = content_keys([conversation.key()]).tolist()
+            earlier = seen.add(key, row, found[2])
+            if earlier is not None:
+                raise ContradictoryLabelsError(
+                    f"row {row}: the same prompt as row {earlier}, with the other label; remove one of the two", (earlier, row)
+                )
+        yield found
+
+
+def paired(prompts: Iterable[ConversationLike], labels: Iterable[Label]) -> Iterator[tuple[ConversationLike, Label]]:
+    """Prompts with their labels, as they are given.
+
+    Raises:
+        DataError: there are more prompts than labels or labels than prompts, or one of the two is no list.
     """
     if isinstance(prompts, (str, bytes)):
         raise DataError("prompts is one text; give a list of them")
@@ -97,7 +131,7 @@ def labelled(
         if not isinstance(value, Iterable):
             raise DataError(f"{name}: a list of them, not {type(value).__name__}")
     prompt_iterator, label_iterator = iter(prompts), iter(labels)
-    row = 0
+    rows = 0
     while True:
         prompt = next(prompt_iterator, _MISSING)
         label = next(label_iterator, _MISSING)
@@ -105,14 +139,9 @@ def labelled(
             return
         if prompt is _MISSING or label is _MISSING:
             fewer = "prompts" if prompt is _MISSING else "labels"
-            raise DataError(f"there are only {row} {fewer}; give one label for every prompt")
-        try:
-            conversation = Conversation.parse(prompt, target=target)
-            found = conversation, conversation.turn_index(target), parse_label(label)
-        except (InputError, ValueError) as error:
-            raise DataError(f"row {row}: {error}") from None
-        yield found
-        row += 1
+            raise DataError(f"there are only {rows} {fewer}; give one label for every prompt")
+        yield prompt, label  # type: ignore[misc]
+        rows += 1
 
 
 def _pieces(

@@ -25,15 +25,15 @@ def mock_guard() -> Guard:
 @pytest.fixture
 def keyword_guard(monkeypatch: pytest.MonkeyPatch) -> MockGuard:
     """What every command of the CLI then loads: flags what says "unsafe"."""
-    from mlpm_guard import cli
+    from mlpm_guard.cli import opening
 
     mock = MockGuard(lambda text: 0.9 if "unsafe" in text else 0.1)
 
-    def load(_bundle: str, threshold: float | None) -> MockGuard:
+    def load(_bundle: str, threshold: float | None = None) -> MockGuard:
         mock.threshold = 0.5 if threshold is None else threshold
         return mock
 
-    monkeypatch.setattr(cli, "_load_guard", load)
+    monkeypatch.setattr(opening, "load_guard", load)
     return mock
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mlpm_guard import cli
+from mlpm_guard.cli import opening
 from mlpm_guard.errors import EncoderLoadError
 from mlpm_guard.guard import Guard
 from mlpm_guard.testing import MockEncoder, MockGuard
@@ -18,9 +18,11 @@ def bundle(tmp_path, monkeypatch):
     """A saved guard of a mock encoder, which is what the commands then load bundles with."""
     data = prompts(60)
     fitted = Guard(MockEncoder()).fit([row["text"] for row in data], [row["label"] for row in data])
-    monkeypatch.setattr(cli, "_encoder", lambda name: MockEncoder())
+    monkeypatch.setattr(opening, "load_encoder", lambda name: MockEncoder())
     monkeypatch.setattr(
-        cli, "_load_guard", lambda name, threshold: Guard.from_pretrained(name, encoder=MockEncoder(), threshold=threshold)
+        opening,
+        "load_guard",
+        lambda name, threshold=None: Guard.from_pretrained(name, encoder=MockEncoder(), threshold=threshold),
     )
     return fitted.save_pretrained(tmp_path / "bundle", notes={"licence": "CC0"})
 
@@ -71,7 +73,7 @@ def test_an_unexpected_failure_is_one_line_without_its_message(monkeypatch):
     def broken(bundle, threshold):
         raise RuntimeError(f"about {SECRET}")
 
-    monkeypatch.setattr(cli, "_load_guard", broken)
+    monkeypatch.setattr(opening, "load_guard", broken)
     assert "unexpected RuntimeError" in error_line(run("check", "a"))
 
 
@@ -120,7 +122,7 @@ def test_the_threshold_decides(keyword_guard):
 def test_check_reads_standard_input_with_or_without_a_last_line_break(monkeypatch):
     seen = []
     mock = MockGuard(lambda text: bool(seen.append(text)))
-    monkeypatch.setattr(cli, "_load_guard", lambda bundle, threshold: mock)
+    monkeypatch.setattr(opening, "load_guard", lambda bundle, threshold=None: mock)
     for content in ("größe\n", "größe", "größe\r\n", "\ufeffgröße"):
         assert run("check", "-", stdin=content.encode()).exit_code == 0
     assert seen == ["größe"] * 4
@@ -131,7 +133,7 @@ def test_standard_input_that_is_not_utf8_is_an_error(keyword_guard):
 
 
 def test_standard_input_without_end_is_not_read_to_its_end(keyword_guard, monkeypatch):
-    monkeypatch.setattr(cli, "_MAX_STDIN", 100)
+    monkeypatch.setattr(opening, "MAX_STDIN", 100)
     assert "standard input is longer" in error_line(run("check", "-", stdin=b"a" * 101))
     assert run("check", "-", stdin=b"a" * 100).exit_code == 0
 
@@ -156,7 +158,7 @@ def test_weights_that_cannot_be_loaded_are_one_line(monkeypatch):
     def missing(bundle, threshold):
         raise EncoderLoadError("no weights;\ninstall them")
 
-    monkeypatch.setattr(cli, "_load_guard", missing)
+    monkeypatch.setattr(opening, "load_guard", missing)
     assert "no weights; install them" in error_line(run("check", "a"))
 
 

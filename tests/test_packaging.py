@@ -30,7 +30,7 @@ def test_the_wheel_holds_the_package_its_types_and_the_default_bundles_and_nothi
     names = set(zipfile.ZipFile(wheel).namelist())
     files = ("bundle.json", "prototypes.safetensors", "statistics.safetensors")
     bundles = {f"mlpm_guard/bundles/{bundle}/{name}" for bundle in ("default", "default-response") for name in files}
-    assert bundles | {"mlpm_guard/py.typed", "mlpm_guard/cli.py", "mlpm_guard/testing.py"} <= names
+    assert bundles | {"mlpm_guard/py.typed", "mlpm_guard/cli/__init__.py", "mlpm_guard/testing.py"} <= names
     packages = {"mlpm_guard", "langchain_mlpm_guard", "llama_index_mlpm_guard", "mlpm_guard-0.1.0.dist-info"}
     assert {name.split("/")[0] for name in names} == packages
 

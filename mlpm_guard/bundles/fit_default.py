@@ -98,6 +98,11 @@ def training_rows(folder: Path) -> list[Row]:
         usable.sort(key=lambda row: hashlib.sha256(f"{SEED}|{row['id']}".encode()).digest())
         chosen = usable[: ROWS_OF.get(source, ROWS_PER_SOURCE)]
         rows += [Row(source, str(row["text"]), int(str(row["label"]))) for row in chosen if str(row["text"]).strip()]
+    # A few prompts stand in two sources with different labels: nothing can be learned from those.
+    labels: dict[str, set[int]] = {}
+    for row in rows:
+        labels.setdefault(row.text, set()).add(row.label)
+    rows = [row for row in rows if len(labels[row.text]) == 1]
     rows.sort(key=lambda row: hashlib.sha256(f"{SEED}|{row.source}|{row.text}".encode()).digest())
     return rows
 

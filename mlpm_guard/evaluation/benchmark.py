@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mlpm_guard.errors import ConfigurationError, DataError
 from mlpm_guard.evaluation.intervals import exact, percentile, replicates
-from mlpm_guard.evaluation.metrics import Metrics, compute
+from mlpm_guard.evaluation.metrics import NOT_JUDGED, Metrics, compute
 from mlpm_guard.evaluation.runner import judged_batches
 from mlpm_guard.evaluation.suites import SUITES, TestSet, locate
 from mlpm_guard.verdict import Target
@@ -19,8 +19,6 @@ from mlpm_guard.verdict import Target
 if TYPE_CHECKING:
     from mlpm_guard.datafiles import Record
     from mlpm_guard.guard import Guard
-
-_NOT_JUDGED = 2.0
 
 
 class SetResult(BaseModel):
@@ -127,7 +125,7 @@ def _measure(guard: Guard, test_set: TestSet, path: Path, progress: Callable[[in
         file=path.name,
         metrics=compute(labels, scores, flagged),
         f1=2 * hits / drawn if drawn else 0.0,
-        f1_interval=_interval(truth, np.where(np.isnan(ranks), _NOT_JUDGED, ranks), positive),
+        f1_interval=_interval(truth, np.where(np.isnan(ranks), NOT_JUDGED, ranks), positive),
         published={name: f1 / 100 for name, f1 in test_set.published.items()},
     )
 

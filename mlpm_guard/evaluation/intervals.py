@@ -5,16 +5,17 @@ Works on labels, scores and judgements; knows no text.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import beta
 
-Array = npt.NDArray[np.float64]
-Name = Literal["precision", "f1", "average_precision", "recall@0.01", "recall@0.05"]
+from mlpm_guard.evaluation.metrics import Name
 
-NAMES: tuple[Name, ...] = ("precision", "f1", "average_precision", "recall@0.01", "recall@0.05")
+Array = npt.NDArray[np.float64]
+
+NAMES: tuple[Name, ...] = get_args(Name)
 """What the bootstrap resamples, as in `Metrics`."""
 
 REPEATS = 1000
@@ -117,6 +118,8 @@ def _metrics(
         precision = caught / (caught + wrong)
     return {
         "precision": precision,
+        "recall": caught / positives,
+        "false_positive_rate": wrong / negatives,
         "f1": 2 * caught / (caught + wrong + positives),
         "average_precision": (steps * precisions).sum(axis=1),
         "recall@0.01": _recall_at(hits / positives, alarms / negatives, 0.01),

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from mlpm_guard.datafiles import Record
 from mlpm_guard.errors import ConfigurationError
-from mlpm_guard.evaluation.metrics import Metrics, compute
+from mlpm_guard.evaluation.metrics import NOT_JUDGED, Metrics, compute
 from mlpm_guard.evaluation.runner import Evaluation, judged_batches
 from mlpm_guard.verdict import Target
 
@@ -32,7 +32,6 @@ EXAMPLES = 20
 
 _BATCH = 256
 _TIMED_ALONE = 50
-_NOT_JUDGED = 2.0
 
 
 class Cost(NamedTuple):
@@ -134,7 +133,7 @@ class Judged:
     @property
     def ranks(self) -> Array:
         """Scores, with rows that could not be judged above every other, as `Metrics` ranks them. Shape (n,)."""
-        return np.where(np.isnan(self.scores), _NOT_JUDGED, self.scores)
+        return np.where(np.isnan(self.scores), NOT_JUDGED, self.scores)
 
     def metrics(self, which: Flags | None = None) -> Metrics:
         """Metrics of all rows, or of those that `which` (shape (n,)) selects."""
@@ -265,7 +264,7 @@ class _Log:
             category=record.category,
             score=verdict.score,
             named=verdict.category,
-            text=_text(record) if self._keep_text else None,
+            text=record.text if self._keep_text else None,
         )
         (heapq.heappush if len(worst) < EXAMPLES else heapq.heapreplace)(worst, (*entry, mistake))
 
@@ -313,9 +312,3 @@ def _cost(guard: Guard, batched: float, sample: _Sample, batch_size: int) -> Cos
         times.append(time.perf_counter() - began)
     slow = sorted(times)[min(len(times) - 1, int(0.95 * len(times)))]
     return Cost(batched, batch_size, statistics.median(times), slow, len(times))
-
-
-def _text(record: Record) -> str:
-    if isinstance(record.conversation, str):
-        return record.conversation
-    return "\n".join(f"{message.get('role', '?')}: {message.get('content', '')}" for message in record.conversation)

@@ -17,7 +17,11 @@ Rate = Literal["0.01", "0.05"]
 RATES: tuple[Rate, ...] = ("0.01", "0.05")
 """False-positive rates at which recall is reported."""
 
-_NOT_JUDGED = 2.0
+Name = Literal["precision", "recall", "f1", "false_positive_rate", "average_precision", "recall@0.01", "recall@0.05"]
+"""A metric by its name, recall at a false-positive rate included."""
+
+NOT_JUDGED = 2.0
+"""What a row that could not be judged ranks with: above every score."""
 
 
 class Metrics(BaseModel):
@@ -49,6 +53,15 @@ class Metrics(BaseModel):
     average_precision: float | None
     recall_at_fpr: dict[Rate, float | None]
 
+    def figure(self, name: Name) -> float | None:
+        """A metric by its name; None where the rows do not define it."""
+        if name == "recall@0.01":
+            return self.recall_at_fpr["0.01"]
+        if name == "recall@0.05":
+            return self.recall_at_fpr["0.05"]
+        value: float | None = getattr(self, name)
+        return value
+
 
 def compute(
     labels: Sequence[int] | npt.NDArray[np.integer],
@@ -78,7 +91,7 @@ def compute(
         raise DataError(f"score {int(outside[0])} is not a probability from 0 to 1")
     positive = positive | failed
     # A score of 1 of a judged row would tie with a failed one; a row that is blocked unseen outranks every score.
-    ranks = np.where(failed, _NOT_JUDGED, ranks)
+    ranks = np.where(failed, NOT_JUDGED, ranks)
     unsafe_rows = truth == 1
     unsafe, safe = int(unsafe_rows.sum()), int((~unsafe_rows).sum())
     hits, false_alarms = int((positive & unsafe_rows).sum()), int((positive & ~unsafe_rows).sum())

@@ -18,9 +18,9 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from mlpm_guard.errors import ConfigurationError, ReportSaveError
 from mlpm_guard.evaluation import plots
-from mlpm_guard.evaluation.intervals import CONFIDENCE, REPEATS, SEED, Interval, Name, exact, percentile, replicates
+from mlpm_guard.evaluation.intervals import CONFIDENCE, REPEATS, SEED, Interval, exact, percentile, replicates
 from mlpm_guard.evaluation.judged import EXAMPLES, Flags, Judged, Mistake
-from mlpm_guard.evaluation.metrics import Metrics
+from mlpm_guard.evaluation.metrics import Name
 from mlpm_guard.evaluation.page import Cell, Page, Value
 from mlpm_guard.prototypes.calibration import expected_calibration_error
 
@@ -180,7 +180,7 @@ def _differences(page: Page, results: Sequence[Judged]) -> None:
         drawn, metrics = replicates(unsafe, each.ranks, _flagged(each)), each.metrics()
         cells: list[Cell] = [_short(each.name)]
         for _, name in shown:
-            one, other = _value(metrics, name), _value(base_metrics, name)
+            one, other = metrics.figure(name), base_metrics.figure(name)
             change = None if one is None or other is None else one - other
             cells.append(_signed(change, percentile(drawn[name] - base[name])))
         changed = int((each.flagged != first.flagged).sum())
@@ -503,14 +503,6 @@ def _flagged(each: Judged) -> Flags:
 
 def _both(unsafe: Flags) -> bool:
     return bool(unsafe.any() and not unsafe.all())
-
-
-def _value(metrics: Metrics, name: Name) -> float | None:
-    if name == "recall@0.01":
-        return metrics.recall_at_fpr["0.01"]
-    if name == "recall@0.05":
-        return metrics.recall_at_fpr["0.05"]
-    return {"precision": metrics.precision, "f1": metrics.f1, "average_precision": metrics.average_precision}[name]
 
 
 # -- cells --------------------------------------------------------------------------------------------------------------------

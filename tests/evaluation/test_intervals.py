@@ -15,13 +15,7 @@ def drawn(count, seed, unsafe_share=0.4, ties=False):
 
 
 def by_name(metrics):
-    return {
-        "precision": metrics.precision,
-        "f1": metrics.f1,
-        "average_precision": metrics.average_precision,
-        "recall@0.01": metrics.recall_at_fpr["0.01"],
-        "recall@0.05": metrics.recall_at_fpr["0.05"],
-    }
+    return {name: metrics.figure(name) for name in NAMES}
 
 
 @pytest.mark.parametrize("ties", [False, True])

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from mlpm_guard import cli
+from mlpm_guard.cli import opening
 from mlpm_guard.datafiles import DataFile, Pair
 from mlpm_guard.errors import ConfigurationError, DataError
 from mlpm_guard.evaluation.pipeline import CHAINS, PipelineEvaluation, evaluate_pipeline
@@ -171,7 +171,7 @@ def guards(monkeypatch):
         made.threshold = 0.5 if threshold is None else threshold
         return made
 
-    monkeypatch.setattr(cli, "_load_guard", load)
+    monkeypatch.setattr(opening, "load_guard", load)
 
 
 def test_the_command_prints_every_chain_by_source_and_overall(tmp_path, guards):

@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from mlpm_guard import cli
+from mlpm_guard.cli import opening
 from mlpm_guard.datafiles import Record
 from mlpm_guard.errors import ConfigurationError, ReportSaveError
 from mlpm_guard.evaluation import plots
@@ -358,7 +358,9 @@ def bundles(tmp_path, monkeypatch):
     data = prompts(60)
     fitted = Guard(MockEncoder()).fit([row["text"] for row in data], [row["label"] for row in data], progress=False)
     monkeypatch.setattr(
-        cli, "_load_guard", lambda name, threshold: Guard.from_pretrained(name, encoder=MockEncoder(), threshold=threshold)
+        opening,
+        "load_guard",
+        lambda name, threshold=None: Guard.from_pretrained(name, encoder=MockEncoder(), threshold=threshold),
     )
     return fitted.save_pretrained(tmp_path / "one"), fitted.save_pretrained(tmp_path / "two")
 
@@ -391,7 +393,7 @@ def test_evaluate_shows_text_when_asked(tmp_path, bundles):
 
 
 def test_a_report_that_cannot_be_written_is_found_out_before_anything_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_load_guard", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(opening, "load_guard", lambda *_: pytest.fail("loaded"))
     source = jsonl(tmp_path / "a.jsonl", prompts(3))
     assert "no such folder" in error_line(run("evaluate", "default", source, "--report", tmp_path / "none" / "out.html"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)

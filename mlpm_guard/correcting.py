@@ -1,0 +1,103 @@
+"""Correcting a guard: it learns texts under their right label, and forgets what it had learned of them under the wrong one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mlpm_guard.conversation import Conversation, ConversationLike
+from mlpm_guard.errors import ConfigurationError, DataError, UnknownPromptError
+from mlpm_guard.verdict import Verdict
+
+if TYPE_CHECKING:
+    from mlpm_guard.guard import Guard
+    from mlpm_guard.training import Label
+
+
+class Correction(BaseModel):
+    """What a correction did to one text. Holds no text.
+
+    Attributes:
+        label: what the text was learned as: 0 safe, 1 unsafe.
+        forgotten: how often it had been learned under the other label; none of it is left.
+        before: score of the guard that was corrected; None where it could not judge the text.
+        after: score of the corrected guard.
+        flagged_before: whether the one flags it.
+        flagged_after: whether the other flags it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: int
+    forgotten: int = Field(ge=0)
+    before: float | None
+    after: float | None
+    flagged_before: bool
+    flagged_after: bool
+
+    @property
+    def settled(self) -> bool:
+        """Whether the corrected guard judges the text as it is labelled."""
+        return self.flagged_after == (self.label == 1)
+
+
+def corrected(
+    guard: Guard, prompts: Iterable[ConversationLike], labels: Iterable[Label], *, repeat: int = 1
+) -> tuple[Guard, list[Correction]]:
+    """A corrected copy of a guard, and what the corrections did to their texts.
+
+    A guard that was learned from many prompts moves little for one: a correction need not flip the verdict it is meant for.
+
+    Args:
+        guard: stays what it is. The copy shares its encoder.
+        prompts: texts or conversations that are judged wrongly, or would be.
+        labels: their right labels.
+        repeat: how often each is learned.
+
+    Raises:
+        ConfigurationError: `repeat` is not a positive whole number.
+        ContradictoryLabelsError: a prompt is there with both labels.
+        DataError: a row cannot be used, there are none, or forgetting would leave too few prompts of a class.
+        BundleError: the guard was saved without statistics.
+    """
+    from mlpm_guard.training import labelled
+
+    if not isinstance(repeat, int) or isinstance(repeat, bool) or repeat < 1:
+        raise ConfigurationError(f"repeat={repeat!r}: a whole number, at least 1")
+    rows = [(conversation, label) for conversation, _, label in labelled(prompts, labels, guard.target)]
+    if not rows:
+        raise DataError("there is nothing to correct")
+    conversations, marks = [conversation for conversation, _ in rows], [label for _, label in rows]
+    before = guard.check_batch(conversations)
+    changed = copy.copy(guard)
+    forgotten = [_forget(changed, conversation, 1 - label) for conversation, label in rows]
+    changed.partial_fit(conversations * repeat, marks * repeat, progress=False)
+    after = changed.check_batch(conversations)
+    return changed, [
+        _correction(label, times, one, other) for label, times, one, other in zip(marks, forgotten, before, after, strict=True)
+    ]
+
+
+def _forget(guard: Guard, conversation: Conversation, label: int) -> int:
+    """Forget a prompt under a label as often as it was learned. Returns how often that was."""
+    times = 0
+    while True:
+        try:
+            guard.forget([conversation], [label])
+        except UnknownPromptError:
+            return times
+        times += 1
+
+
+def _correction(label: int, forgotten: int, before: Verdict, after: Verdict) -> Correction:
+    return Correction(
+        label=label,
+        forgotten=forgotten,
+        before=before.score,
+        after=after.score,
+        flagged_before=before.flagged,
+        flagged_after=after.flagged,
+    )

@@ -1,0 +1,73 @@
+"""How a bundle looks in the terminal."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mlpm_guard.rendering.console import printable
+
+if TYPE_CHECKING:
+    from mlpm_guard.bundle import Bundle
+
+
+def bundle_report(bundle: Bundle) -> RenderableType:
+    """What a bundle is bound to, what it uses, and its files."""
+    manifest = bundle.manifest
+    encoder = manifest.encoder
+    grid = Table.grid(padding=(0, 2))
+    model = encoder.model or "a model that was passed in loaded"
+    if encoder.revision:
+        model += f" at {encoder.revision}"
+    for name, value in (
+        ("bundle", bundle.bundle_id),
+        ("folder", str(bundle.path)),
+        ("schema", f"{manifest.schema_version}, written by mlpm-guard {manifest.library_version}"),
+        ("judges", f"the {manifest.target}"),
+        ("threshold", f"{manifest.threshold:.4f}"),
+        ("encoder", model),
+        ("architecture", f"{encoder.architecture}, {encoder.pooling} pooling, {encoder.dim} numbers, {encoder.dtype}"),
+        ("weights", encoder.weights),
+        ("layers used", used_layers(bundle)),
+        ("window", f"{manifest.window} tokens, fragment margin {manifest.fragment_margin:g}"),
+        ("examples", ", ".join(f"{count} {label}" for label, count in sorted(manifest.examples.items()))),
+    ):
+        grid.add_row(Text(name, style="bold"), Text(printable(value)))
+    if manifest.rules is not None:
+        counts = f"{len(manifest.rules.allow)} allowed, {len(manifest.rules.block)} blocked"
+        grid.add_row(Text("rules", style="bold"), Text(counts))
+    if manifest.review is not None:
+        limits = [("score", manifest.review.score), ("novelty", manifest.review.novelty)]
+        shown = " or ".join(f"{name} from {limit:g}" for name, limit in limits if limit is not None)
+        grid.add_row(Text("review", style="bold"), Text(shown))
+    for ancestor in manifest.lineage:
+        changes = ", ".join(str(change) for change in ancestor.changes)
+        grid.add_row(Text("made from", style="bold"), Text(printable(f"{ancestor.bundle_id}: {changes}")))
+    for name, entry in sorted(manifest.files.items()):
+        grid.add_row(Text("file", style="bold"), Text(printable(f"{name}, {entry.bytes} bytes, SHA-256 {entry.sha256}")))
+    if manifest.notes:
+        grid.add_row(Text("notes", style="bold"), Text(json.dumps(manifest.notes, indent=1)))
+    return grid
+
+
+def bundle_json(bundle: Bundle) -> str:
+    """The manifest with the bundle's name, folder and used layers, as JSON."""
+    layers = [bundle.manifest.encoder.layers[position] for position in bundle.scorer.positions]
+    return json.dumps(
+        {
+            "bundle_id": bundle.bundle_id,
+            "path": str(bundle.path),
+            "layers_used": layers,
+            **bundle.manifest.model_dump(mode="json"),
+        }
+    )
+
+
+def used_layers(bundle: Bundle) -> str:
+    """Layers that scoring needs, out of those that the encoder has."""
+    known = bundle.manifest.encoder.layers
+    return f"{', '.join(str(known[position]) for position in bundle.scorer.positions)} (of {len(known)})"

@@ -1,0 +1,53 @@
+"""How a verdict looks in the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.text import Text
+
+from mlpm_guard.rendering.console import figures, printable
+
+if TYPE_CHECKING:
+    from mlpm_guard.verdict import Verdict
+
+
+def verdict_panel(verdict: Verdict) -> RenderableType:
+    """The judgement, its score against the threshold, and what every layer adds."""
+    if verdict.error is not None:
+        return Panel(
+            Text(f"could not be judged: {verdict.error}; action: {verdict.action.value}"),
+            title="not judged",
+            border_style="yellow",
+            expand=False,
+        )
+    assert verdict.score is not None
+    title, style = ("FLAGGED", "red") if verdict.flagged else ("allowed", "green")
+    if verdict.action == "review":
+        title, style = "to be reviewed", "yellow"
+    if verdict.rule is not None:
+        rule = f"{verdict.rule.kind} entry {printable(str(verdict.rule.entry))} ({verdict.rule.form})"
+        line = f"by the guard's own rules: {rule}; action: {verdict.action.value}"
+        return Panel(Text(line), title=title, border_style=style, expand=False)
+    assert verdict.intercept is not None
+    sign = ">=" if verdict.flagged else "<"
+    lines = [f"score {verdict.score:.4f} {sign} threshold {verdict.threshold:.4f}; action: {verdict.action.value}"]
+    if verdict.category is not None:
+        lines.append(f"category: {printable(verdict.category)}")
+    if verdict.novelty is not None:
+        lines.append(f"novelty: farther from the training prompts than {verdict.novelty:.1%} of them")
+    if verdict.window is not None:
+        where = verdict.window
+        lines.append(f"decided by: {where.view}, {where.form}, {where.kind} {where.index + 1} of {where.count}")
+    if verdict.not_judged:
+        lines.append(f"not judged: {', '.join(verdict.not_judged)}")
+    if verdict.bundle_id is not None:
+        lines.append(f"guard: {printable(verdict.bundle_id)}")
+    table = figures("layer", "probability", "weight", "contribution (nats)")
+    for layer in verdict.layers:
+        table.add_row(str(layer.layer), f"{layer.probability:.4f}", f"{layer.weight:+.3f}", f"{layer.contribution:+.3f}")
+    table.add_row("intercept", "", "", f"{verdict.intercept:+.3f}")
+    table.add_row("log-odds", "", "", f"{verdict.log_odds:+.3f}")
+    return Panel(Group(Text("\n".join(lines)), table), title=title, border_style=style, expand=False)
