@@ -29,9 +29,12 @@ from mlpm_guard.errors import (
     BundleNotFoundError,
     BundleSaveError,
     BundleSchemaError,
+    ConfigurationError,
 )
 from mlpm_guard.lineage import Ancestor
 from mlpm_guard.prototypes.scorer import LayerScorer
+from mlpm_guard.review import Review
+from mlpm_guard.rules import Rules, SavedRules
 from mlpm_guard.verdict import Target
 
 MANIFEST = "bundle.json"
@@ -109,6 +112,8 @@ class Manifest(BaseModel):
         encoder: what the guard is bound to.
         examples: training windows of each class.
         calibration: how the threshold was set, where `Guard.calibrate` set it and nothing was learned since.
+        rules: the user's own allow and block lists, patterns included.
+        review: which verdicts are reviewed although they are not flagged.
         lineage: bundles that this one was made from, the oldest first.
         notes: whatever the author wants to keep beside it (sources, licence, figures). Never prompts.
     """
@@ -127,6 +132,8 @@ class Manifest(BaseModel):
     examples: dict[Literal["safe", "unsafe"], int]
     files: dict[str, FileEntry] = Field(default_factory=dict)
     calibration: Calibration | None = None
+    rules: SavedRules | None = None
+    review: Review | None = None
     lineage: tuple[Ancestor, ...] = ()
     notes: dict[str, JsonValue] = Field(default_factory=dict)
 
@@ -332,7 +339,12 @@ def _parse_manifest(raw: bytes, path: Path) -> Manifest:
             path,
         )
     try:
-        return Manifest.model_validate(data)
+        manifest = Manifest.model_validate(data)
+        if manifest.rules is not None:
+            Rules.from_saved(manifest.rules)
+        return manifest
+    except ConfigurationError as error:
+        raise BundleCorruptError(f"{path / MANIFEST} holds impossible rules ({error})", path) from error
     except ValidationError as error:
         where = "; ".join(".".join(map(str, each["loc"])) + ": " + each["msg"] for each in error.errors()[:3])
         raise BundleCorruptError(f"{path / MANIFEST} holds impossible values ({where})", path) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -42,7 +43,9 @@ def calibrated(
     if objective is not None and (labels is None or max_fpr is not None):
         raise ConfigurationError("an objective needs labels, and takes the place of max_fpr: give one of the two")
     check_options(max_fpr, confidence, objective)
-    log_odds, truth = _scored(guard, prompts, labels)
+    model_alone = copy.copy(guard)
+    model_alone.rules = None
+    log_odds, truth = _scored(model_alone, prompts, labels)
     scale, offset = (1.0, 0.0) if labels is None else affine_map(log_odds, truth)
     scores = sigmoid(scale * log_odds + offset)
     rate = None

@@ -28,14 +28,17 @@ from mlpm_guard.model import Model
 from mlpm_guard.options import is_number, require_choice
 from mlpm_guard.policy import OnError, Policy
 from mlpm_guard.prototypes.scorer import LayerScorer
+from mlpm_guard.review import Review
+from mlpm_guard.rules import Rules
 from mlpm_guard.running import Runner, as_batch
-from mlpm_guard.verdict import Action, Mode, Target, Verdict
+from mlpm_guard.verdict import Action, Mode, OnReview, Target, Verdict
 
 if TYPE_CHECKING:
     from mlpm_guard.bundle import Bundle
 
 _SLICE = 8192
 _CHOICES = {"target": ("prompt", "response"), "mode": ("enforce", "monitor"), "on_error": ("block", "allow", "raise")}
+_OBJECTS: dict[str, type] = {"rules": Rules, "review": Review}
 
 
 class Checker:
@@ -57,6 +60,8 @@ class Checker:
         fragment_margin: float = 0.6,
         max_chars: int = 1_000_000,
         normalise: bool = True,
+        rules: Rules | None = None,
+        review: Review | None = None,
     ) -> None:
         if window is not None and not (isinstance(window, int) and window >= 8):
             raise ConfigurationError(f"window={window!r}: a whole number of tokens, at least 8, or None")
@@ -71,6 +76,8 @@ class Checker:
         self.on_error: OnError = on_error
         self.timeout = timeout
         self.max_chars = max_chars
+        self.rules = rules
+        self.review = review
         if encoder is None:
             from mlpm_guard.encoders.embedded import EmbeddedEncoder
 
@@ -101,6 +108,9 @@ class Checker:
             raise ConfigurationError(f"timeout={value!r}: seconds above 0, or None")
         elif name == "max_chars" and not (isinstance(value, int) and value >= 1):
             raise ConfigurationError(f"max_chars={value!r}: a whole number of characters, at least 1")
+        elif name in _OBJECTS and not (value is None or isinstance(value, _OBJECTS[name])):
+            kind = _OBJECTS[name].__name__
+            raise ConfigurationError(f"{name} is {type(value).__name__}: give mlpm_guard.{kind}(...), or None")
         super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -162,18 +172,25 @@ class Checker:
         await self._ready()
         return await self._verdicts.arun(batch, self.timeout)
 
-    def enforce(self, conversation: ConversationLike) -> Verdict:
+    def enforce(self, conversation: ConversationLike, *, on_review: OnReview = "pass") -> Verdict:
         """The verdict, unless its action is "block".
 
+        Args:
+            conversation: see `check`.
+            on_review: what an action of "review" does: "pass", or "block".
+
         Raises:
+            ConfigurationError: `on_review` is neither.
             PromptBlocked: a prompt was blocked; carries the verdict.
             ResponseBlocked: an answer was blocked; carries the verdict.
         """
-        return self._enforced(self.check(conversation))
+        require_choice("on_review", on_review, ("pass", "block"))
+        return self._enforced(self.check(conversation).resolved(on_review))
 
-    async def aenforce(self, conversation: ConversationLike) -> Verdict:
+    async def aenforce(self, conversation: ConversationLike, *, on_review: OnReview = "pass") -> Verdict:
         """`enforce` without blocking the event loop."""
-        return self._enforced(await self.acheck(conversation))
+        require_choice("on_review", on_review, ("pass", "block"))
+        return self._enforced((await self.acheck(conversation)).resolved(on_review))
 
     # -- state --------------------------------------------------------------------------------------------------------------
 
@@ -266,6 +283,8 @@ class Checker:
             mode=self.mode,
             on_error=self.on_error,
             bundle_id=None if bundle is None or not model.saved else bundle.bundle_id,
+            rules=self.rules,
+            review=self.review,
         )
 
     # -- how ----------------------------------------------------------------------------------------------------------------
@@ -293,8 +312,9 @@ class Checker:
             except InputError as error:
                 results.append(policy.failed(error))
             else:
-                results.append(None)
-                parsed.append(conversation)
+                results.append(ruled := policy.ruled(conversation))
+                if ruled is None:
+                    parsed.append(conversation)
         judged = iter(zip(parsed, self._evidence(policy, parsed, cancelled), strict=True))
         return [result if result is not None else policy.settle(*next(judged)) for result in results]
 

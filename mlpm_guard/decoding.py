@@ -33,6 +33,7 @@ class DecodeMonitor:
         every: tokens between judgements.
         span: tokens whose mean score is judged.
         ends: tokens that end or pad an answer.
+        answered: a conversation with the answer that these tokens are, which rules read.
         released: called with the number of tokens of the first row that may leave.
 
     Attributes:
@@ -49,6 +50,7 @@ class DecodeMonitor:
         every: int,
         span: int,
         ends: frozenset[int],
+        answered: Callable[[Conversation, Sequence[int]], Conversation],
         released: Callable[[int], None] | None = None,
     ) -> None:
         self.stopped: list[bool] = []
@@ -59,11 +61,13 @@ class DecodeMonitor:
         self._every = every
         self._span = span
         self._ends = ends
+        self._answered = answered
         self._released = released
         self._states: list[Tensor] = []
         self._tokens: list[Tensor] = []
         self._finished: list[bool] = []
         self._log_odds: list[list[Array]] = []
+        self._written: list[list[int]] = []
         self._judgements: list[int] = []
 
     def start(self, factor: int) -> None:
@@ -72,7 +76,7 @@ class DecodeMonitor:
         rows = len(self._conversations)
         self.stopped, self._finished = [False] * rows, [False] * rows
         self.verdicts, self._judgements = [None] * rows, [0] * rows
-        self._log_odds = [[] for _ in range(rows)]
+        self._log_odds, self._written = [[] for _ in range(rows)], [[] for _ in range(rows)]
 
     def step(self, input_ids: Tensor) -> None:
         """Called behind every forward pass of the answer, with all tokens so far, shape (rows, tokens).
@@ -118,6 +122,7 @@ class DecodeMonitor:
                 if self._finished[row]:
                     break
                 self._log_odds[row].append(log_odds[row, step])
+                self._written[row].append(tokens[row][step])
             if self._log_odds[row] and not self.stopped[row]:
                 self._settle(row, self._log_odds[row][-self._span :])
         if self._released is not None and not self.stopped[0]:
@@ -125,7 +130,12 @@ class DecodeMonitor:
 
     def _settle(self, row: int, span: Sequence[Array]) -> None:
         self._judgements[row] += 1
-        verdict = self._policy.settle(self._conversations[row], self._evidence(row, np.stack(span)))
+        conversation = self._conversations[row]
+        verdict = None
+        if self._policy.rules is not None:
+            verdict = self._policy.ruled(self._answered(conversation, self._written[row]))
+        if verdict is None:
+            verdict = self._policy.settle(conversation, self._evidence(row, np.stack(span)))
         if isinstance(verdict, MlpmGuardError):
             raise verdict
         before = self.verdicts[row]

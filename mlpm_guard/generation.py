@@ -28,11 +28,11 @@ from mlpm_guard.errors import (
     MlpmGuardError,
 )
 from mlpm_guard.guard import Guard
-from mlpm_guard.policy import DEFAULT_REFUSAL, worse
+from mlpm_guard.policy import DEFAULT_REFUSAL, Policy, worse
 from mlpm_guard.prefill import NothingToAnswerError, PrefillGate, RetireRows, StopRows
 from mlpm_guard.streaming import StreamModerator
 from mlpm_guard.tokenstream import TokenStream
-from mlpm_guard.verdict import Verdict
+from mlpm_guard.verdict import OnReview, Verdict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -82,6 +82,7 @@ class GuardedGenerator:
         refusal: what is said instead of a blocked answer.
         on_block: "replace" gives the refusal, "raise" raises `PromptBlocked` or `ResponseBlocked` (in a batch, for its first
             blocked row, and the other answers are lost).
+        on_review: what an action of "review" does, on a prompt or on an answer: "pass", or "block".
         all_views: also judge the prompt as `Guard.check` does (last turn alone, normalised, in windows), which costs forward
             passes of its own; the worst view decides.
         moderation: where a moderator looks: "text" (the answer's text), "decode" (the states with which this model wrote it;
@@ -107,6 +108,7 @@ class GuardedGenerator:
         moderator: Moderator | None = None,
         refusal: str = DEFAULT_REFUSAL,
         on_block: Literal["replace", "raise"] = "replace",
+        on_review: OnReview = "pass",
         all_views: bool = False,
         moderation: Literal["auto", "text", "decode"] = "auto",
         decode_every: int = 16,
@@ -115,6 +117,7 @@ class GuardedGenerator:
     ) -> None:
         for name, value, choices in (
             ("on_block", on_block, ("replace", "raise")),
+            ("on_review", on_review, ("pass", "block")),
             ("moderation", moderation, ("auto", "text", "decode")),
         ):
             if value not in choices:
@@ -134,7 +137,7 @@ class GuardedGenerator:
             raise ConfigurationError(f"the moderator ({type(moderator).__name__}) has no check; give it one beside acheck")
         if moderator is None and stream_options:
             raise ConfigurationError("stream_options: there is no moderator whose stream they could shape")
-        if ours := {"prompt", "on_block", "refusal"} & set(stream_options or {}):
+        if ours := {"prompt", "on_block", "on_review", "refusal"} & set(stream_options or {}):
             raise ConfigurationError(f"stream_options: {', '.join(sorted(ours))} follow from the generator's own arguments")
         if getattr(moderator, "target", "response") != "response":
             raise ConfigurationError('the moderator judges prompts; fit one with target="response"')
@@ -146,6 +149,7 @@ class GuardedGenerator:
         self.moderator = moderator
         self.refusal = refusal
         self.raises = on_block == "raise"
+        self._on_review: OnReview = on_review
         self._all_views = bool(all_views)
         self._reads_decode = moderation != "text" and self._can_read_decode(required=moderation == "decode")
         self._every, self._span = decode_every, decode_span
@@ -241,7 +245,7 @@ class GuardedGenerator:
 
     def _answer(self, rows: Sequence[ConversationLike], call: _Call) -> list[Generation]:
         """Generations of all rows, in Hugging Face's order."""
-        policy = self.guard.policy()
+        policy = self._prompt_policy()
         readable: list[tuple[Conversation, list[int]]] = []
         refused: list[Verdict | None] = []
         for row in rows:
@@ -268,14 +272,14 @@ class GuardedGenerator:
     def _run(self, rows: Sequence[tuple[Conversation, list[int]]], call: _Call) -> tuple[list[Generation], int]:
         """Generations of rows that the model can read, and how many there are of each."""
         conversations = [conversation for conversation, _ in rows]
-        known = self._other_views(conversations)
+        policy, moderation = self._prompt_policy(), self._decode_policy(call.arguments)
+        known = self._known(policy, conversations)
         if all(verdict is not None and verdict.blocked for verdict in known):
             factor = self._returned(call.arguments)
             return [self._refusal(v) for v in known if v is not None for _ in range(factor)], factor
         inputs = self._padded([ids for _, ids in rows])
         length = inputs["input_ids"].shape[1]
         ends = self._end_tokens(call.arguments)
-        policy, moderation = self.guard.policy(), self._decode_policy(call.arguments)
         capture = GenerationCapture(
             position=int(last_index(inputs["attention_mask"])[0]),
             wanted=frozenset(policy.layers),
@@ -291,6 +295,7 @@ class GuardedGenerator:
                 every=self._every,
                 span=self._span,
                 ends=frozenset({*ends, self._encoder.pad_id}),
+                answered=self._decoded,
                 released=released,
             )
         gate = PrefillGate(
@@ -386,7 +391,7 @@ class GuardedGenerator:
             raise ConfigurationError(
                 f"the moderator ({type(moderator).__name__}) did not return one Verdict for each answer; nothing was released"
             )
-        return list(found)
+        return [verdict.resolved(self._on_review) for verdict in found]
 
     def _released(self, answer: Generation, verdict: Verdict | None) -> Generation:
         if verdict is not None and verdict.blocked:
@@ -415,10 +420,24 @@ class GuardedGenerator:
         device = self._model.device
         return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
-    def _other_views(self, conversations: Sequence[Conversation]) -> list[Verdict | None]:
-        if not self._all_views:
-            return [None] * len(conversations)
-        return list(self.guard.bound_to(self._encoder).check_batch(conversations))
+    def _prompt_policy(self) -> Policy:
+        return replace(self.guard.policy(), on_review=self._on_review)
+
+    def _known(self, policy: Policy, conversations: Sequence[Conversation]) -> list[Verdict | None]:
+        """What is known before the forward pass: verdicts by rules, or those of other views; None where there is none."""
+        if self._all_views:
+            found = self.guard.bound_to(self._encoder).check_batch(conversations)
+            return [verdict.resolved(self._on_review) for verdict in found]
+        known: list[Verdict | None] = []
+        for conversation in conversations:
+            ruled = policy.ruled(conversation)
+            if isinstance(ruled, MlpmGuardError):
+                raise ruled
+            known.append(ruled)
+        return known
+
+    def _decoded(self, conversation: Conversation, ids: Sequence[int]) -> Conversation:
+        return _answered(conversation, str(self._tokenizer.decode(list(ids), skip_special_tokens=True)))
 
     def _can_read_decode(self, *, required: bool) -> bool:
         if not isinstance(self.moderator, Guard) or not self.moderator.reads_states:
@@ -441,7 +460,7 @@ class GuardedGenerator:
         if (self._setting("num_beams", arguments) or 1) > 1 or self._looks_up(arguments):
             return None
         assert isinstance(self.moderator, Guard)
-        return self.moderator.policy()
+        return replace(self.moderator.policy(), on_review=self._on_review)
 
     def _setting(self, name: str, arguments: Mapping[str, Any]) -> Any:
         config = arguments.get("generation_config")
@@ -493,6 +512,7 @@ class GuardedGenerator:
         """What a stream of answers to this prompt goes through."""
         assert self.moderator is not None
         options: dict[str, Any] = {"on_block": "raise" if self.raises else "replace", "refusal": self.refusal}
+        options["on_review"] = self._on_review
         try:
             return StreamModerator(
                 self.moderator, prompt=None if prompt is None else _messages(prompt), **{**self._stream_options, **options}

@@ -16,6 +16,7 @@ from mlpm_guard.encoders.base import Encoder
 from mlpm_guard.lineage import Change
 from mlpm_guard.model import Model
 from mlpm_guard.policy import OnError
+from mlpm_guard.rules import Rules
 from mlpm_guard.verdict import Mode
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class Guard(Checker):
             sentences are raised themselves; 0 judges every sentence like a whole text.
         max_chars: longest conversation in characters; a longer one counts as an error.
         normalise: also judge disguised text in its normalised form.
+        rules: phrases and expressions that decide before the model is asked, or None. May be set later.
+        review: which verdicts are reviewed although they are not flagged, or None for none. May be set later.
 
     Raises:
         ConfigurationError: an option has a bad value.
@@ -104,6 +107,8 @@ class Guard(Checker):
             fragment_margin=manifest.fragment_margin,
             max_chars=max_chars,
             normalise=normalise,
+            rules=None if manifest.rules is None else Rules.from_saved(manifest.rules),
+            review=manifest.review,
         )
         guard._model = Model(bundle.scorer, bundle, manifest.calibration, parent=bundle)
         guard._checked = False
@@ -138,6 +143,8 @@ class Guard(Checker):
                 "window": self.window,
                 "fragment_margin": self._fragment_margin,
                 "encoder": self._encoder.identity.model_dump(),
+                "rules": None if self.rules is None else self.rules.saved().model_dump(exclude_defaults=True),
+                "review": self.review,
             }
             saved = saving.save(path, model, classifier, settings, statistics=statistics, notes=notes)
             self._model = model._replace(bundle=saved, parent=saved, changes=(), saved=True)
@@ -232,7 +239,8 @@ class Guard(Checker):
         Without labels, all prompts are benign, and the threshold is the lowest that flags at most `max_fpr` of such traffic
         with that confidence. With labels, the log-odds are first mapped to calibrated probabilities by an affine map, so that
         layers still add up to them; then the threshold is set for `objective`, or for `max_fpr` on the safe prompts. Learning
-        or forgetting anything afterwards, or setting the threshold by hand, ends the calibration.
+        or forgetting anything afterwards, or setting the threshold by hand, ends the calibration. Rules are left aside: it is
+        the model's scores that are calibrated, and what rules decide comes on top.
 
         Args:
             prompts: conversations.

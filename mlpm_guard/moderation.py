@@ -14,7 +14,7 @@ from mlpm_guard.conversation import Conversation, ConversationLike, Message
 from mlpm_guard.errors import ConfigurationError, InvalidConversationError, ResponseBlocked
 from mlpm_guard.segments import Every, HoldBack, Segmenter, TokenStarts, squeeze, tail, word_starts
 from mlpm_guard.sources import END
-from mlpm_guard.verdict import Action, Verdict
+from mlpm_guard.verdict import Action, OnReview, Verdict
 
 OnBlock: TypeAlias = Literal["stop", "replace", "raise"]
 TextUnit: TypeAlias = Literal["characters", "tokens"]
@@ -34,6 +34,7 @@ class Settings:
         context: characters shown in front of a unit.
         unit: of `hold_back`.
         starts: what counts tokens.
+        on_review: "pass" or "block".
     """
 
     prompt: tuple[dict[str, Any], ...] = field(repr=False)
@@ -44,6 +45,7 @@ class Settings:
     context: int
     unit: TextUnit
     starts: TokenStarts = field(repr=False)
+    on_review: OnReview = "pass"
 
     @property
     def counts_tokens(self) -> bool:
@@ -63,8 +65,8 @@ class Record:
             self.verdict = verdict
 
 
-def _badness(verdict: Verdict) -> tuple[bool, float]:
-    return verdict.error is not None, verdict.score or 0.0
+def _badness(verdict: Verdict) -> tuple[bool, bool, float]:
+    return verdict.action is Action.REVIEW, verdict.error is not None, verdict.score or 0.0
 
 
 class Moderation:
@@ -140,6 +142,7 @@ class Moderation:
         """
         if not isinstance(verdict, Verdict):
             raise ConfigurationError(f"the guard returned {type(verdict).__name__}, not a Verdict")
+        verdict = verdict.resolved(self._settings.on_review)
         self.record.add(verdict)
         if verdict.action is Action.BLOCK:
             self._blocked, self.open = True, False

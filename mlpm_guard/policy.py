@@ -11,16 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from mlpm_guard.conversation import Conversation
-from mlpm_guard.errors import EncoderError, MlpmGuardError, NonFiniteError
+from mlpm_guard.errors import EncoderError, InputError, MlpmGuardError, NonFiniteError
 from mlpm_guard.judging import Evidence
 from mlpm_guard.prototypes.scorer import LayerScorer, sigmoid
-from mlpm_guard.verdict import Action, LayerEvidence, Mode, Target, Verdict, WindowEvidence
+from mlpm_guard.review import Review
+from mlpm_guard.rules import Rules
+from mlpm_guard.verdict import Action, LayerEvidence, Mode, OnReview, Target, Verdict, WindowEvidence
 
 OnError: TypeAlias = Literal["block", "allow", "raise"]
 
 DEFAULT_REFUSAL = "I can't help with that."
 """What a gate says in place of a blocked prompt's answer, or of a blocked answer."""
 
+_SEVERITY = (Action.ALLOW, Action.REVIEW, Action.BLOCK)
 _log = logging.getLogger("mlpm_guard")
 _log.addHandler(logging.NullHandler())
 
@@ -37,6 +40,9 @@ class Policy:
         mode: "enforce" or "monitor".
         on_error: "block", "allow" or "raise".
         bundle_id: which saved guard judged.
+        rules: texts that are decided without the scorer, or None.
+        review: which verdicts are reviewed although they are not flagged, or None for none.
+        on_review: "block" where the gate that asks has two ways only and turns a review into a block.
     """
 
     scorer: LayerScorer
@@ -46,6 +52,9 @@ class Policy:
     mode: Mode
     on_error: OnError
     bundle_id: str | None
+    rules: Rules | None = None
+    review: Review | None = None
+    on_review: OnReview = "pass"
 
     def judge(
         self,
@@ -54,22 +63,59 @@ class Policy:
         view: Literal["prefill", "decode"],
     ) -> list[Verdict | MlpmGuardError]:
         """Verdicts on states that were read elsewhere, shape (n, used layers, dim); one state a conversation."""
+        results = [self.ruled(conversation) for conversation in conversations]
+        left = [index for index, result in enumerate(results) if result is None]
+        if left:
+            asked = [conversations[index] for index in left]
+            for index, conversation, evidence in zip(left, asked, self.read(asked, states[left], view), strict=True):
+                results[index] = self.settle(conversation, evidence)
+        return [result for result in results if result is not None]
+
+    def read(
+        self,
+        conversations: Sequence[Conversation],
+        states: npt.NDArray[np.floating],
+        view: Literal["prefill", "decode"],
+    ) -> Sequence[Evidence | MlpmGuardError]:
+        """Evidence of states that were read elsewhere, shape (n, used layers, dim)."""
         where = WindowEvidence(view=view, form="raw", kind="whole", index=0, count=1)
         try:
             layer_log_odds = self.scorer.log_odds(states)
             scores = self.scorer.aggregate(layer_log_odds)
         except Exception as error:  # noqa: BLE001  (fails closed, whatever went wrong)
             failure = EncoderError(f"scoring failed ({type(error).__name__})")
-            return [self.failed(failure, conversation.not_judged) for conversation in conversations]
+            return [failure] * len(conversations)
         return [
-            self.settle(
-                conversation,
-                Evidence(float(score), row, 0.0, where, 1)
-                if np.isfinite(row).all()
-                else NonFiniteError("the model's states give a score that is not a number"),
-            )
-            for conversation, score, row in zip(conversations, scores, layer_log_odds, strict=True)
+            Evidence(float(score), row, 0.0, where, 1)
+            if np.isfinite(row).all()
+            else NonFiniteError("the model's states give a score that is not a number")
+            for score, row in zip(scores, layer_log_odds, strict=True)
         ]
+
+    def ruled(self, conversation: Conversation) -> Verdict | MlpmGuardError | None:
+        """The verdict where a rule decides; None where the scorer is to be asked."""
+        if self.rules is None:
+            return None
+        try:
+            match = self.rules.match(conversation, self.target)
+        except InputError:
+            return None  # there is no turn to judge, which judging finds out too
+        except Exception as error:  # noqa: BLE001  (fails closed, whatever an expression does)
+            return self.failed(EncoderError(f"the rules failed ({type(error).__name__})"), conversation.not_judged)
+        if match is None:
+            return None
+        blocks = match.kind == "block"
+        return Verdict(
+            flagged=blocks,
+            score=float(blocks),
+            threshold=self.threshold,
+            action=Action.BLOCK if blocks and self.mode == "enforce" else Action.ALLOW,
+            not_judged=conversation.not_judged,
+            rule=match,
+            target=self.target,
+            mode=self.mode,
+            bundle_id=self.bundle_id,
+        )
 
     def settle(self, conversation: Conversation, evidence: Evidence | MlpmGuardError) -> Verdict | MlpmGuardError:
         """The verdict on a conversation; with `on_error="raise"` the error, for the caller to raise."""
@@ -88,7 +134,7 @@ class Policy:
             flagged=flagged,
             score=score,
             threshold=self.threshold,
-            action=Action.BLOCK if flagged and self.mode == "enforce" else Action.ALLOW,
+            action=self._action(flagged, score, None),
             layers=tuple(
                 LayerEvidence(layer=layer, log_odds=g, probability=p, weight=w, contribution=w * p)
                 for layer, g, p, w in zip(*columns, strict=True)
@@ -101,6 +147,15 @@ class Policy:
             mode=self.mode,
             bundle_id=self.bundle_id,
         )
+
+    def _action(self, flagged: bool, score: float, novelty: float | None) -> Action:
+        if self.mode == "monitor":
+            return Action.ALLOW
+        if flagged:
+            return Action.BLOCK
+        if self.review is None or not self.review.wants(score, novelty):
+            return Action.ALLOW
+        return Action.BLOCK if self.on_review == "block" else Action.REVIEW
 
     def failed(self, error: MlpmGuardError, not_judged: tuple[str, ...] = ()) -> Verdict | MlpmGuardError:
         """The verdict on a conversation that could not be judged; with `on_error="raise"` the error itself."""
@@ -123,9 +178,9 @@ class Policy:
 
 
 def worse(one: Verdict, other: Verdict) -> Verdict:
-    """The verdict that decides: a blocking one, then one without a score, then the higher score."""
+    """The verdict that decides: a blocking one, then one to review, then one without a score, then the higher score."""
 
-    def rank(verdict: Verdict) -> tuple[bool, bool, float]:
-        return verdict.blocked, verdict.error is not None, verdict.score or 0.0
+    def rank(verdict: Verdict) -> tuple[int, bool, float]:
+        return _SEVERITY.index(verdict.action), verdict.error is not None, verdict.score or 0.0
 
     return other if rank(other) > rank(one) else one

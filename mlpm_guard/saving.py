@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mlpm_guard import bundle as bundles
 from mlpm_guard.errors import ConfigurationError
 from mlpm_guard.lineage import Ancestor, Change
+from mlpm_guard.rules import SavedRules
 
 if TYPE_CHECKING:
     from mlpm_guard.model import Model
@@ -81,6 +82,10 @@ def lineage(model: Model, settings: Mapping[str, Any]) -> tuple[Ancestor, ...]:
     calibrated = model.calibration is not None and model.calibration != parent.calibration
     if settings["threshold"] != parent.threshold and not calibrated:
         changes.append(Change(kind="threshold"))
+    for name, before in (("rules", parent.rules), ("review", parent.review)):
+        after = settings[name]
+        if after != (before.model_dump(exclude_defaults=True) if isinstance(before, SavedRules) else before):
+            changes.append(Change(kind=name))
     if not changes:
         return parent.lineage
     return (*parent.lineage, Ancestor(bundle_id=model.parent.bundle_id, changes=tuple(changes)))

@@ -15,7 +15,7 @@ from mlpm_guard.moderation import Moderation, OnBlock, Question, Record, Setting
 from mlpm_guard.policy import DEFAULT_REFUSAL
 from mlpm_guard.segments import Every
 from mlpm_guard.sources import AsyncSource, Source, async_source
-from mlpm_guard.verdict import Verdict
+from mlpm_guard.verdict import OnReview, Verdict
 
 
 class SyncModerator(Protocol):
@@ -37,8 +37,8 @@ class StreamModerator:
 
     The pieces are sentences, or whole words of `every` tokens together. The guard sees each piece behind the last `context`
     characters of the answer, and behind the prompt where that is known. So every judgement costs about the same, and the whole
-    answer costs time linear in its length. The gate acts on `Verdict.action` alone: "block" ends the stream, "allow" and
-    "review" pass. What is released, joined, is exactly the text that came in, up to the block.
+    answer costs time linear in its length. The gate acts on `Verdict.action` alone: "block" ends the stream, "allow" passes,
+    and "review" does what `on_review` says. What is released, joined, is exactly the text that came in, up to the block.
 
     Fails closed: what the guard cannot judge is blocked as its `on_error` says; if it raises, the error reaches the consumer,
     and nothing that was not judged is released. Holds configuration only, so one moderator serves any number of streams,
@@ -55,6 +55,7 @@ class StreamModerator:
         context: characters of the answer that the guard sees in front of a piece. The default keeps piece and context together
             below the 96 tokens from which the embedded encoder's guard cuts English text into fragments and costs more.
         unit: of `hold_back`: "characters", or "tokens" of the guard's encoder (words, where the guard has no encoder).
+        on_review: what an action of "review" does: "pass", or "block".
 
     Raises:
         ConfigurationError: an option has a bad value, or the guard judges prompts.
@@ -72,6 +73,7 @@ class StreamModerator:
         refusal: str = DEFAULT_REFUSAL,
         context: int = 200,
         unit: TextUnit = "characters",
+        on_review: OnReview = "pass",
     ) -> None:
         if not (callable(getattr(guard, "check", None)) or callable(getattr(guard, "acheck", None))):
             raise ConfigurationError(
@@ -85,6 +87,8 @@ class StreamModerator:
             raise ConfigurationError(f"every={every!r}: 'sentence', or a whole number of tokens, at least 1")
         if on_block not in ("stop", "replace", "raise"):
             raise ConfigurationError(f"on_block={on_block!r}: choose one of stop, replace, raise")
+        if on_review not in ("pass", "block"):
+            raise ConfigurationError(f"on_review={on_review!r}: choose one of pass, block")
         if not isinstance(refusal, str) or not refusal:
             raise ConfigurationError("refusal: a text that is not empty; on_block='stop' ends the stream without one")
         if not _whole(context, 0):
@@ -101,6 +105,7 @@ class StreamModerator:
             context=context,
             unit=unit,
             starts=token_starts(guard),
+            on_review=on_review,
         )
         self._record = Record()
 

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -25,7 +25,7 @@ from mlpm_guard.judging import Evidence
 from mlpm_guard.model import Model
 from mlpm_guard.policy import Policy
 from mlpm_guard.prototypes.scorer import LayerScorer
-from mlpm_guard.verdict import Verdict, WindowEvidence
+from mlpm_guard.verdict import WindowEvidence
 
 __all__ = ["MockEncoder", "MockGuard"]
 
@@ -139,16 +139,15 @@ class MockEncoder:
 class _MockPolicy(Policy):
     """Verdicts on states that are not looked at."""
 
-    evidence: Callable[[Policy, Sequence[Conversation]], list[Evidence | MlpmGuardError]]
+    evidence: Callable[[Policy, Sequence[Conversation]], list[Evidence | MlpmGuardError]] = field(kw_only=True)
 
-    def judge(
+    def read(
         self,
         conversations: Sequence[Conversation],
         states: npt.NDArray[np.floating],  # noqa: ARG002
         view: Literal["prefill", "decode"],  # noqa: ARG002
-    ) -> list[Verdict | MlpmGuardError]:
-        found = self.evidence(self, conversations)
-        return [self.settle(conversation, each) for conversation, each in zip(conversations, found, strict=True)]
+    ) -> Sequence[Evidence | MlpmGuardError]:
+        return self.evidence(self, conversations)
 
 
 class MockGuard(Guard):
@@ -158,7 +157,7 @@ class MockGuard(Guard):
         flag: called with the text of the turn that is judged (the last user turn, or the answer): True, or a probability at or
             above the threshold, flags it. By default nothing is flagged. May raise, to test failures.
         delay: seconds that a batch takes.
-        options: of `Guard`: target, threshold, mode, on_error, timeout, max_chars.
+        options: of `Guard`: target, threshold, mode, on_error, timeout, max_chars, rules, review.
 
     Attributes:
         calls: how many texts each scorer call judged, in order: `len(guard.calls)` is the number of scorer calls. Texts are not

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 Target = Literal["prompt", "response"]
 Mode = Literal["enforce", "monitor"]
+OnReview = Literal["pass", "block"]
+"""What a gate does with an action of "review"."""
 
 
 class Action(StrEnum):
@@ -66,6 +68,22 @@ class WindowEvidence(BaseModel):
     count: int = Field(ge=1)
 
 
+class RuleMatch(BaseModel):
+    """Which of the user's own rules decided.
+
+    Attributes:
+        kind: "allow" or "block", the list.
+        entry: the entry's index in the list, from 0, or the name that the user gave it.
+        form: "raw" text, or "normalised" (look-alike and invisible characters folded).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["allow", "block"]
+    entry: int | str
+    form: Literal["raw", "normalised"] = "raw"
+
+
 class Verdict(BaseModel):
     """A judgement on one conversation.
 
@@ -73,19 +91,21 @@ class Verdict(BaseModel):
 
     Attributes:
         flagged: the judgement itself. True also when nothing could be judged (`error`).
-        score: calibrated probability that the text is unsafe, in [0, 1]; None when `error` is set.
-        threshold: `flagged` is `score >= threshold`.
-        action: what a gate does with it. "allow" in monitor mode; after an error it follows the guard's `on_error`.
+        score: calibrated probability that the text is unsafe, in [0, 1]; None when `error` is set. 1 or 0 where a rule decided.
+        threshold: `flagged` is `score >= threshold`, unless a rule decided.
+        action: what a gate does with it. "allow" in monitor mode; after an error it follows the guard's `on_error`. "review"
+            where the guard was told to have some verdicts reviewed that are not flagged.
         category: likeliest category of an unsafe verdict, or None when none is confident.
         categories: probability of every category the guard knows.
         layers: evidence per used layer, of the worst window.
-        intercept: log-odds of the score that no layer explains, in nats; None when `error` is set.
+        intercept: log-odds of the score that no layer explains, in nats; None when `error` or `rule` is set.
         novelty: how unlike the training prompts this one is, as a percentile in [0, 1]; None when not measured.
-        window: where the worst window lies; None when `error` is set.
+        window: where the worst window lies; None when `error` or `rule` is set.
         windows: how many windows were judged.
         not_judged: kinds of content parts that the guard cannot read ("image_url", "tool_calls", ...).
         error: None, or the kind of failure ("invalid_input", "empty_input", "too_long", "encoder_error", "non_finite",
             "timeout").
+        rule: the user's own rule that decided before the model was asked, or None.
         target: "prompt" or "response".
         mode: "enforce" or "monitor".
         bundle_id: which saved guard judged; None for one that was not saved.
@@ -106,6 +126,7 @@ class Verdict(BaseModel):
     windows: int = Field(default=0, ge=0)
     not_judged: tuple[str, ...] = ()
     error: str | None = None
+    rule: RuleMatch | None = None
     target: Target = "prompt"
     mode: Mode = "enforce"
     bundle_id: str | None = None
@@ -116,6 +137,8 @@ class Verdict(BaseModel):
             raise ValueError("a verdict has either a score or an error")
         if self.error is not None and not self.flagged:
             raise ValueError("a verdict with an error is always flagged")
+        if self.rule is not None and (self.error is not None or self.score != float(self.rule.kind == "block")):
+            raise ValueError("a verdict by a rule has no error, and a score of 1 where it blocks, of 0 where it allows")
         return self
 
     @property
@@ -128,9 +151,15 @@ class Verdict(BaseModel):
         """Whether a gate stops the text."""
         return self.action is Action.BLOCK
 
+    def resolved(self, on_review: OnReview) -> Verdict:
+        """The verdict as a gate with two ways acts on it: "pass" leaves it as it is, "block" turns a review into a block."""
+        if on_review == "pass" or self.action is not Action.REVIEW:
+            return self
+        return self.model_copy(update={"action": Action.BLOCK})
+
     @property
     def log_odds(self) -> float | None:
-        """Log-odds of the score in nats: `intercept` plus every layer's contribution. None when `error` is set."""
+        """Log-odds of the score in nats: `intercept` plus every layer's contribution. None when `error` or `rule` is set."""
         if self.intercept is None:
             return None
         return math.fsum([self.intercept, *(layer.contribution for layer in self.layers)])
