@@ -214,7 +214,8 @@ class Guard(Checker):
         with self._lock:
             classifier = self._copy_of_trainable()
             counted = _Counted(labels)
-            chunks = list(examples(prompts, counted.labels, self._encoder, self._reading(), progress=False))
+            known = examples(prompts, counted.labels, self._encoder, self._reading(), progress=False, consistent=False)
+            chunks = list(known)
             if chunks:
                 states, marks, keys = zip(*chunks, strict=True)
                 classifier.forget(
