@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
@@ -70,6 +70,7 @@ class _Record:
         self.work = generator.produce(conversation, arguments)
         self.moderator = generator.stream_moderator(conversation) if generator.moderates_text(arguments) else None
         self.cancelled = Cancellation()
+        self.text_verdict: Callable[[], Verdict | None] = lambda: None
         self._raises = generator.raises
         self._result: Generation | None = None
 
@@ -89,6 +90,13 @@ class _Record:
         self.response_verdict = verdict
         if verdict is not None and verdict.blocked:
             self.finish_reason = "content_filter"
+
+    @property
+    def refused(self) -> bool:
+        """Whether all text that is still to come is the refusal."""
+        return self.finish_reason == "content_filter" or any(
+            verdict is not None and verdict.blocked for verdict in (self.verdict, self.text_verdict())
+        )
 
     def last_words(self) -> Iterator[str]:
         """The refusal, or the exception, where prompt or answer was blocked inside `generate`."""
@@ -113,6 +121,11 @@ class _Stream:
     def response_verdict(self) -> Verdict | None:
         """On the answer; None without a moderator, and until the stream has ended."""
         return self._record.response_verdict
+
+    @property
+    def refused(self) -> bool:
+        """Whether prompt or answer was blocked, so that the piece of text at hand, if any, is the refusal."""
+        return self._record.refused
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -178,6 +191,7 @@ def _read(record: _Record) -> Generator[str]:
         yield from _pieces(record)
     else:
         with record.moderator.stream(_pieces(record)) as moderated:
+            record.text_verdict = lambda: moderated.verdict
             try:
                 yield from moderated
             finally:
@@ -199,6 +213,7 @@ async def _aread(record: _Record) -> AsyncGenerator[str]:
                 yield text
     else:
         async with record.moderator.astream(_apieces(record)) as moderated:
+            record.text_verdict = lambda: moderated.verdict
             try:
                 async for text in moderated:
                     yield text

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from mlpm_guard.errors import EmptyInputError, InvalidConversationError
+from mlpm_guard.tools import ToolUse
 from mlpm_guard.verdict import Target
 
 ConversationLike: TypeAlias = "str | Sequence[Mapping[str, object]] | Conversation"
@@ -41,9 +42,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """An immutable list of turns, oldest first."""
+    """An immutable list of turns, oldest first.
+
+    Attributes:
+        messages: the turns.
+        tool_use: tools that an answering model is shown with them; no part of what `parse` reads.
+    """
 
     messages: tuple[Message, ...]
+    tool_use: ToolUse | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def parse(cls, value: object, *, target: Target = "prompt") -> Conversation:

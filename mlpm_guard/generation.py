@@ -29,9 +29,10 @@ from mlpm_guard.errors import (
 )
 from mlpm_guard.guard import Guard
 from mlpm_guard.policy import DEFAULT_REFUSAL, Policy, worse
-from mlpm_guard.prefill import NothingToAnswerError, PrefillGate, RetireRows, StopRows
+from mlpm_guard.prefill import BeginCall, NothingToAnswerError, PrefillGate, RetireRows, StopRows
 from mlpm_guard.streaming import StreamModerator
 from mlpm_guard.tokenstream import TokenStream
+from mlpm_guard.tools import ToolUse, checked
 from mlpm_guard.verdict import OnReview, Verdict
 
 if TYPE_CHECKING:
@@ -59,11 +60,13 @@ class Moderator(Protocol):
 
 @dataclass(frozen=True)
 class _Call:
-    """One call: its arguments, and who waits for it."""
+    """One call: its arguments, its tools, and who waits for it."""
 
     arguments: Mapping[str, Any]
     cancelled: threading.Event
     stream: TokenStream | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    must_call: tuple[str, ...] = ()
 
 
 class GuardedGenerator:
@@ -162,7 +165,22 @@ class GuardedGenerator:
 
     # -- public -------------------------------------------------------------------------------------------------------------
 
-    def inputs(self, conversations: ConversationLike | Iterable[ConversationLike]) -> dict[str, Tensor]:
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the model's chat template shows tools."""
+        return self._encoder.takes_tools
+
+    @property
+    def can_begin_calls(self) -> bool:
+        """Whether `must_call` can be kept: the chat template shows how a call of a tool begins."""
+        return self._encoder.can_begin_calls
+
+    def inputs(
+        self,
+        conversations: ConversationLike | Iterable[ConversationLike],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> dict[str, Tensor]:
         """What the model reads: `input_ids` and `attention_mask` of shape (n, tokens), left-padded, on the model's device.
 
         Control tokens inside texts are neutralised. `model.generate(**generator.inputs(x), ...)` is the plain call that
@@ -170,48 +188,75 @@ class GuardedGenerator:
 
         Raises:
             InputError: a conversation has a bad shape, or is longer than the model can read.
+            ConfigurationError: the tools cannot be shown; see `generate`.
         """
         rows, _ = _batch(conversations)
-        return self._padded([self._tokens(Conversation.parse(row)) for row in rows])
+        known = self._shown(tools, ())
+        return self._padded([self._tokens(self._read(row, known)) for row in rows])
 
     def generate(
-        self, conversations: ConversationLike | Iterable[ConversationLike], **generation_kwargs: Any
+        self,
+        conversations: ConversationLike | Iterable[ConversationLike],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        must_call: Sequence[str] = (),
+        **generation_kwargs: Any,
     ) -> Generation | list[Generation]:
         """Judge and answer.
 
         Args:
             conversations: a string or a list of role/content messages is one conversation; a list of strings, or of such lists,
-                is a batch.
+                is a batch. Calls of tools in the history, and the results' names, are shown where the chat template takes
+                tools.
+            tools: schemas in OpenAI's shape, `{"type": "function", "function": {...}}`, which the chat template shows the
+                model. They are part of what is judged. The text of an answer then keeps the control tokens that mark calls.
+            must_call: names of tools; the answer has to begin with a call of one of them. Its arguments are up to the model.
             **generation_kwargs: passed to the model's `generate`.
 
         Returns:
             One `Generation`, or a list of them for a batch or with `num_return_sequences` (in Hugging Face's order).
 
         Raises:
-            ConfigurationError: an argument that belongs to the gate was given.
+            ConfigurationError: an argument that belongs to the gate was given, or the chat template shows no tools.
             PromptBlocked: with `on_block="raise"`, a prompt was blocked.
             ResponseBlocked: with `on_block="raise"`, an answer was blocked.
             MlpmGuardError: a prompt could not be judged, with the guard's `on_error="raise"`; or it cannot be read at all, and
                 the guard's `on_error` does not block.
         """
-        return self._generate(conversations, generation_kwargs, Cancellation())
+        call = _Call(generation_kwargs, Cancellation(), None, self._shown(tools, must_call), tuple(must_call))
+        return self._generate(conversations, call)
 
     async def agenerate(
-        self, conversations: ConversationLike | Iterable[ConversationLike], **generation_kwargs: Any
+        self,
+        conversations: ConversationLike | Iterable[ConversationLike],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        must_call: Sequence[str] = (),
+        **generation_kwargs: Any,
     ) -> Generation | list[Generation]:
         """`generate` without blocking the event loop. Cancelling it stops the model within a token."""
         cancelled = Cancellation()
+        call = _Call(generation_kwargs, cancelled, None, self._shown(tools, must_call), tuple(must_call))
         try:
-            return await asyncio.to_thread(self._generate, conversations, generation_kwargs, cancelled)
+            return await asyncio.to_thread(self._generate, conversations, call)
         except asyncio.CancelledError:
             cancelled.set()
             raise
 
-    def stream(self, conversation: ConversationLike, **generation_kwargs: Any) -> GuardedStream:
+    def stream(
+        self,
+        conversation: ConversationLike,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        must_call: Sequence[str] = (),
+        **generation_kwargs: Any,
+    ) -> GuardedStream:
         """Judge, and answer piece by piece. Nothing of the answer is released before the moderator judged it.
 
         Args:
             conversation: one conversation.
+            tools: as in `generate`.
+            must_call: as in `generate`.
             **generation_kwargs: passed to the model's `generate`; no beams and no `num_return_sequences`.
 
         Returns:
@@ -221,23 +266,44 @@ class GuardedGenerator:
             ConfigurationError: an argument that belongs to the gate was given, or one that does not stream.
             InvalidConversationError: the conversation has a bad shape.
         """
-        return GuardedStream(self, self._streamable(conversation, generation_kwargs), generation_kwargs)
+        shown = self._streamable(conversation, generation_kwargs, self._shown(tools, must_call), tuple(must_call))
+        return GuardedStream(self, shown, generation_kwargs)
 
-    def astream(self, conversation: ConversationLike, **generation_kwargs: Any) -> AsyncGuardedStream:
+    def astream(
+        self,
+        conversation: ConversationLike,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        must_call: Sequence[str] = (),
+        **generation_kwargs: Any,
+    ) -> AsyncGuardedStream:
         """`stream` for event loops: an async iterator of text."""
-        return AsyncGuardedStream(self, self._streamable(conversation, generation_kwargs), generation_kwargs)
+        shown = self._streamable(conversation, generation_kwargs, self._shown(tools, must_call), tuple(must_call))
+        return AsyncGuardedStream(self, shown, generation_kwargs)
+
+    def moderate(self, conversation: ConversationLike, text: str) -> Verdict | None:
+        """The moderator's verdict on one more text of an answer, such as the arguments of a call once they are decoded.
+
+        None without a moderator, and where there is no text.
+
+        Raises:
+            InputError: the conversation has a bad shape.
+        """
+        if self.moderator is None or not text.strip():
+            return None
+        (verdict,) = self._check([_answered(Conversation.parse(conversation), text)])
+        return verdict
 
     # -- one call -----------------------------------------------------------------------------------------------------------
 
     def _generate(
         self,
         conversations: ConversationLike | Iterable[ConversationLike],
-        arguments: Mapping[str, Any],
-        cancelled: threading.Event,
+        call: _Call,
     ) -> Generation | list[Generation]:
         rows, single = _batch(conversations)
-        _refuse_ours(arguments)
-        results = self._answer(rows, _Call(arguments, cancelled)) if rows else []
+        _refuse_ours(call.arguments)
+        results = self._answer(rows, call) if rows else []
         if self.raises:
             for result in results:
                 result.enforce()
@@ -250,7 +316,7 @@ class GuardedGenerator:
         refused: list[Verdict | None] = []
         for row in rows:
             try:
-                conversation = Conversation.parse(row)
+                conversation = self._read(row, call.tools, call.must_call)
                 if conversation.characters > self.guard.max_chars:
                     raise InputTooLongError(f"{conversation.characters} characters; the guard judges {self.guard.max_chars}")
                 readable.append((conversation, self._tokens(conversation)))
@@ -310,8 +376,11 @@ class GuardedGenerator:
         arguments = dict(call.arguments)
         if arguments.get("stop_strings") is not None:
             arguments.setdefault("tokenizer", self._tokenizer)
+        processors = [gate, *(arguments.get("logits_processor") or ())]
+        if any(conversation.tool_use is not None and conversation.tool_use.must_call for conversation in conversations):
+            processors.append(BeginCall([self._beginnings(conversation) for conversation in conversations], length))
         arguments["logits_processor"] = LogitsProcessorList(
-            [gate, *(arguments.get("logits_processor") or ()), RetireRows(gate, ends[0] if ends else self._encoder.pad_id)]
+            [*processors, RetireRows(gate, ends[0] if ends else self._encoder.pad_id)]
         )
         arguments["stopping_criteria"] = StoppingCriteriaList(
             [*(arguments.get("stopping_criteria") or ()), StopRows(gate, call.cancelled)]
@@ -331,14 +400,14 @@ class GuardedGenerator:
         prompts = [conversation for conversation in conversations for _ in range(factor)]
         answers = [
             Generation(
-                text=str(self._tokenizer.decode(ids, skip_special_tokens=True)),
+                text=self._text(ids, ends, conversation),
                 verdict=verdict,
                 token_ids=tuple(ids),
                 finish_reason="stop" if ids and ids[-1] in ends else "length",
             )
             if not verdict.blocked
             else self._refusal(verdict)
-            for ids, verdict in zip(tokens, verdicts, strict=True)
+            for ids, verdict, conversation in zip(tokens, verdicts, prompts, strict=True)
         ]
         return self._moderated(prompts, answers, monitor, ends, call), factor
 
@@ -402,6 +471,51 @@ class GuardedGenerator:
         return Generation(self.refusal, verdict, response_verdict, finish_reason="content_filter")
 
     # -- what a call is made of ---------------------------------------------------------------------------------------------
+
+    def _shown(self, tools: Sequence[Mapping[str, Any]] | None, must_call: Sequence[str]) -> tuple[Mapping[str, Any], ...]:
+        """The tools of a call, checked."""
+        found = checked(tools, must_call)
+        if found and not self.takes_tools:
+            raise ConfigurationError(
+                "the model's chat template shows no tools: it renders the same with and without them. Use a model whose "
+                "template takes tools, or set tokenizer.chat_template to one that does"
+            )
+        if must_call and not self.can_begin_calls:
+            raise ConfigurationError("must_call: the model's chat template does not tell how a call begins")
+        return found
+
+    def _read(
+        self, row: ConversationLike, tools: tuple[Mapping[str, Any], ...], must_call: tuple[str, ...] = ()
+    ) -> Conversation:
+        """A conversation, with its tools where there are any and the model is shown them."""
+        conversation = Conversation.parse(row)
+        if not self.takes_tools or conversation.tool_use is not None:
+            return conversation
+        use = ToolUse.read(row.messages if isinstance(row, Conversation) else row, tools, must_call)
+        if use is None:
+            return conversation
+        messages = tuple(
+            replace(message, not_judged=tuple(kind for kind in message.not_judged if kind != "tool_calls"))
+            for message in conversation.messages
+        )
+        return Conversation(messages, use)
+
+    def _beginnings(self, conversation: Conversation) -> list[list[int]]:
+        use = conversation.tool_use
+        return [] if use is None or not use.must_call else self._encoder.call_starts(conversation) or []
+
+    def _text(self, ids: list[int], ends: Sequence[int], conversation: Conversation) -> str:
+        """An answer's tokens as text; behind tools with the control tokens that do not just end or pad it."""
+        if (framing := self._framing(ends, conversation)) is None:
+            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self._tokenizer.decode([each for each in ids if each not in framing], skip_special_tokens=False))
+
+    def _framing(self, ends: Sequence[int], conversation: Conversation) -> frozenset[int] | None:
+        """Tokens around an answer, where other control tokens are part of its text."""
+        if conversation.tool_use is None or not conversation.tool_use.tools:
+            return None
+        known = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id, self._tokenizer.pad_token_id)
+        return frozenset({*ends, *(each for each in known if each is not None)})
 
     def _tokens(self, conversation: Conversation) -> list[int]:
         conversation.turn_index("prompt")
@@ -485,7 +599,13 @@ class GuardedGenerator:
 
     # -- streams ------------------------------------------------------------------------------------------------------------
 
-    def _streamable(self, conversation: ConversationLike, arguments: Mapping[str, Any]) -> Conversation:
+    def _streamable(
+        self,
+        conversation: ConversationLike,
+        arguments: Mapping[str, Any],
+        tools: tuple[Mapping[str, Any], ...],
+        must_call: tuple[str, ...],
+    ) -> Conversation:
         _refuse_ours(arguments)
         for name in ("num_beams", "num_return_sequences"):
             if (self._setting(name, arguments) or 1) > 1:
@@ -493,13 +613,15 @@ class GuardedGenerator:
         rows, single = _batch(conversation)
         if not single:
             raise ConfigurationError("a stream answers one conversation; use generate() for a batch")
-        return Conversation.parse(rows[0])
+        return self._read(rows[0], tools, must_call)
 
     def produce(self, conversation: Conversation, arguments: Mapping[str, Any]) -> Produce[Item]:
         """What a stream runs on a thread: gives the verdict on the prompt, text as it may leave, and last the `Generation`."""
 
         def work(put: Callable[[Item], None], cancelled: threading.Event) -> None:
-            stream = TokenStream(self._tokenizer, put, held=self._decode_policy(arguments) is not None)
+            framing = self._framing(self._end_tokens(arguments), conversation)
+            held = self._decode_policy(arguments) is not None
+            stream = TokenStream(self._tokenizer, put, held=held, framing=framing)
             put(self._answer([conversation], _Call(arguments, cancelled, stream))[0])
 
         return work

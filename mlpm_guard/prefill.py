@@ -118,6 +118,38 @@ class PrefillGate(LogitsProcessor):
             self._monitor.start(self.factor)
 
 
+class BeginCall(LogitsProcessor):
+    """Has answers begin with one of given token sequences. The prompt stays as it was judged.
+
+    Args:
+        beginnings: for each prompt the sequences to choose from; none leaves its answer free.
+        length: tokens of the prompts, padding included.
+    """
+
+    def __init__(self, beginnings: Sequence[Sequence[Sequence[int]]], length: int) -> None:
+        self._beginnings = beginnings
+        self._length = length
+        self._longest = max((len(each) for options in beginnings for each in options), default=0)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores with all but the next tokens of those sequences ruled out; past their end they are untouched."""
+        if input_ids.shape[1] - self._length >= self._longest:
+            return scores
+        scores = scores.clone()
+        factor = scores.shape[0] // len(self._beginnings)
+        for row, written in enumerate(input_ids[:, self._length :].tolist()):
+            options = self._beginnings[row // factor]
+            open_ends = [each for each in options if len(each) > len(written) and list(each[: len(written)]) == written]
+            if not open_ends or written in [list(each) for each in options]:
+                continue
+            allowed = sorted({each[len(written)] for each in open_ends})
+            kept = scores[row, allowed]
+            scores[row] = -torch.inf
+            # What other processors ruled out altogether has to be chosen all the same.
+            scores[row, allowed] = torch.zeros_like(kept) if bool(torch.isneginf(kept).all()) else kept
+        return scores
+
+
 class RetireRows(LogitsProcessor):
     """Leaves a retired row one token to choose, which ends it. Runs behind the caller's own processors.
 

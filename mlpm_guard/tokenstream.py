@@ -20,9 +20,15 @@ if TYPE_CHECKING:
 class _Text(TextStreamer):
     """Whole words, handed on instead of printed."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, put: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_special_tokens=True)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, put: Callable[[str], None], framing: frozenset[int] | None) -> None:
+        super().__init__(tokenizer, skip_special_tokens=framing is None)
         self._put = put
+        self._framing = framing or frozenset()
+
+    def put(self, value: Tensor) -> None:
+        kept = [token for token in value.tolist() if token not in self._framing] if self._framing else value.tolist()
+        if kept:
+            super().put(torch.tensor(kept))  # type: ignore[no-untyped-call]
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002
         if text:
@@ -36,10 +42,18 @@ class TokenStream(BaseStreamer):
         tokenizer: of the model.
         put: takes the verdict on the prompt, then pieces of text.
         held: keep tokens back until `release` or `finish` lets them go.
+        framing: tokens that are no part of the text, while other control tokens are; None leaves out all of them.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, put: Callable[[Any], None], *, held: bool) -> None:
-        self._text: Any = _Text(tokenizer, put)
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        put: Callable[[Any], None],
+        *,
+        held: bool,
+        framing: frozenset[int] | None = None,
+    ) -> None:
+        self._text: Any = _Text(tokenizer, put, framing)
         self._notify = put
         self._held = held
         self._waiting: list[int] = []

@@ -10,13 +10,15 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mlpm_guard.conversation import Conversation, Message
+from mlpm_guard.encoders.tool_template import ToolTemplate
 from mlpm_guard.errors import EncoderError, EncoderLoadError, InvalidConversationError
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ _PROBES = (
 _SHAPES = (("user", "assistant", "user"), ("system", "user", "assistant", "user"), ("user", "assistant", "tool", "user"))
 _LINE_ENDS = "\n\r\v\f\x85\u2028\u2029"
 _MARKER = re.compile(r"[<\[]{1,2}[^\s<>\[\]]{1,40}[>\]]{1,2}")
+_TOOL_MARKER = re.compile(r"[<\[]{1,2}[/|@]?[A-Za-z_]")
 _LABEL = re.compile(r"^[#\s]*([A-Za-z]{2,20}):", re.MULTILINE)
 
 
@@ -66,13 +69,16 @@ class PromptTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self.causal = causal
-        template = getattr(tokenizer, "chat_template", None) if causal else None
+        template: Any = getattr(tokenizer, "chat_template", None) if causal else None
+        with_tools = template
         if isinstance(template, dict):
-            template = template.get("default")
+            template, with_tools = template.get("default"), template.get("tool_use") or template.get("default")
         self._template: str | None = template or None
+        self._template_with_tools: str | None = with_tools or None
         self._control = self._control_ids()
         self._framing = len(self._backend.encode("", add_special_tokens=True).ids)
         self._eos: int | None = tokenizer.eos_token_id
+        self._markers: frozenset[str] = frozenset()
         self._marker, self._label = self._template_markers() if causal else (None, None)
 
     @property
@@ -145,6 +151,8 @@ class PromptTokenizer:
 
     def render(self, conversation: Conversation) -> str:
         """The conversation as one string: chat template with generation prompt, or the plain format."""
+        if conversation.tool_use is not None:
+            return self._tools.render(conversation, lambda text: self.neutralise(text, self._marker_with_tools))
         messages = [{"role": message.role, "content": self.neutralise(message.content)} for message in conversation.messages]
         if self._template is None:
             return _plain(messages)
@@ -154,12 +162,53 @@ class PromptTokenizer:
             # Many templates take only user and assistant in strict alternation. What they refuse is folded into that shape.
             return self._apply(_alternating(messages))
 
-    def _apply(self, messages: list[dict[str, str]]) -> str:
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template shows tools to the model."""
+        return self._template_with_tools is not None and self._tools.takes_tools
+
+    def call_starts(self, conversation: Conversation) -> list[list[int]] | None:
+        """Token ids of how the answer to a conversation begins a call of each tool that must be called.
+
+        None where the template does not tell.
+        """
+        assert conversation.tool_use is not None
+        starts = [self._tools.call_start(name) for name in conversation.tool_use.must_call]
+        prompt = self.render(conversation)
+        read = self._backend.encode(prompt, add_special_tokens=False).ids
+        found: list[list[int]] = []
+        for start in starts:
+            if start is None:
+                return None
+            both = self._backend.encode(prompt + start, add_special_tokens=False).ids
+            # Read behind the prompt, as some tokenizers put a space in front of a text that stands alone.
+            alone = both[: len(read)] != read
+            found.append(self._backend.encode(start, add_special_tokens=False).ids if alone else both[len(read) :])
+        return found
+
+    def can_begin_calls(self) -> bool:
+        """Whether the template tells how a call begins."""
+        return self.takes_tools and self._tools.call_start("name") is not None
+
+    @cached_property
+    def _tools(self) -> ToolTemplate:
+        return ToolTemplate(lambda messages, tools: self._apply(messages, tools=tools, template=self._template_with_tools))
+
+    @cached_property
+    def _marker_with_tools(self) -> re.Pattern[str] | None:
+        """Pattern for what the template writes around contents, tools and calls."""
+        found = {marker for literal in self._tools.literals for marker in _MARKER.findall(literal)}
+        return _either(self._markers | {marker for marker in found if _TOOL_MARKER.match(marker)})
+
+    def _apply(
+        self, messages: list[dict[str, Any]], *, tools: Sequence[Mapping[str, Any]] = (), template: str | None = None
+    ) -> str:
         open_answer = messages[-1]["role"] == "assistant"
         try:
             rendered = self._tokenizer.apply_chat_template(
                 messages,
-                chat_template=self._template,
+                tools=[dict(tool) for tool in tools] or None,
+                chat_template=template or self._template,
                 tokenize=False,
                 add_generation_prompt=not open_answer,
                 continue_final_message=open_answer,
@@ -174,15 +223,17 @@ class PromptTokenizer:
             f"roles: {', '.join(message['role'] for message in messages[:20])}"
         )
 
-    def neutralise(self, text: str) -> str:
+    def neutralise(self, text: str, marker: re.Pattern[str] | None = None) -> str:
         """Break every control token and turn marker inside a text, so that nobody can forge a turn.
 
-        A space is put behind the first character of each: `<|im_end|>` becomes `< |im_end|>`.
+        A space is put behind the first character of each: `<|im_end|>` becomes `< |im_end|>`. The pattern of markers may be
+        given; otherwise it is that of a template without tools.
         """
+        marker = marker or self._marker
         for attempt in range(8):
             # Again at every attempt: taking a control token out may bring the halves of a marker together.
-            if self._marker is not None:
-                text = self._marker.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+            if marker is not None:
+                text = marker.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
             if self._label is not None:
                 text = self._label.sub(lambda found: f"{found[1]} :", text)
             encoding = self._backend.encode(text, add_special_tokens=False)
@@ -221,14 +272,18 @@ class PromptTokenizer:
             with contextlib.suppress(InvalidConversationError):
                 rendered = _plain(messages) if self._template is None else self._apply(messages)
                 literals += rendered.split(sentinel)
-        markers = {marker for literal in literals for marker in _MARKER.findall(literal)}
+        self._markers = frozenset(marker for literal in literals for marker in _MARKER.findall(literal))
         labels = {label for literal in literals for label in _LABEL.findall(literal)}
-        marker = "|".join(re.escape(each) for each in sorted(markers, key=len, reverse=True))
         label = "|".join(re.escape(each) for each in sorted(labels, key=len, reverse=True))
         return (
-            re.compile(marker, re.IGNORECASE) if marker else None,
+            _either(self._markers),
             re.compile(rf"(?:(?<=^)|(?<=[{_LINE_ENDS}]))([#\s]*(?:{label})):", re.IGNORECASE) if label else None,
         )
+
+
+def _either(markers: frozenset[str]) -> re.Pattern[str] | None:
+    pattern = "|".join(re.escape(each) for each in sorted(markers, key=len, reverse=True))
+    return re.compile(pattern, re.IGNORECASE) if pattern else None
 
 
 def _plain(messages: Sequence[dict[str, str]]) -> str:

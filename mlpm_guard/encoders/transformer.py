@@ -275,6 +275,20 @@ class TransformerEncoder:
         return self._ready().prompts.token_ids(conversations)
 
     @property
+    def takes_tools(self) -> bool:
+        """Whether the model's chat template shows tools."""
+        return self._ready().prompts.takes_tools
+
+    @property
+    def can_begin_calls(self) -> bool:
+        """Whether the model's chat template tells how a call of a tool begins."""
+        return self._ready().prompts.can_begin_calls()
+
+    def call_starts(self, conversation: Conversation) -> list[list[int]] | None:
+        """Token ids with which the answer begins a call of each tool that must be called; None where the template is silent."""
+        return self._ready().prompts.call_starts(conversation)
+
+    @property
     def pad_id(self) -> int:
         """Token id to pad with."""
         return self._ready().prompts.pad_id

@@ -173,5 +173,5 @@ def test_bad_options_and_arguments_are_named(world: World) -> None:
         chat(world, max_tokens=0)
     with pytest.raises(ConfigurationError, match="no_such"):
         chat(world).invoke(HELLO, no_such=1)
-    with pytest.raises(NotImplementedError, match="no tools"):
-        chat(world).bind_tools([])
+    with pytest.raises(ConfigurationError, match="shows none"):
+        chat(world).bind_tools([{"type": "function", "function": {"name": "search", "parameters": {}}}])
