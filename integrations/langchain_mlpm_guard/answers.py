@@ -16,8 +16,9 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.runnables.utils import AddableDict
 
-from langchain_mlpm_guard.judging import EVENT, Judge
+from langchain_mlpm_guard.judging import EVENT, Judge, Stage
 from langchain_mlpm_guard.messages import Turns, answered, message_text, other_texts, output_texts, strings, without_text
+from langchain_mlpm_guard.refusals import blocked_stage
 from mlpm_guard.errors import ConfigurationError
 from mlpm_guard.policy import worse
 from mlpm_guard.streaming import StreamModerator
@@ -78,6 +79,7 @@ class _Outcome:
         usage: tokens that the model counted so far.
         id: of the message.
         as_message: whether the answer comes in message chunks.
+        within: what a guard within has blocked, if it told so.
     """
 
     def __init__(self, moderator: Moderator, prompt: Turns) -> None:
@@ -98,6 +100,10 @@ class _Outcome:
     @property
     def as_message(self) -> bool:
         return self._pieces.as_message
+
+    @property
+    def within(self) -> Stage | None:
+        return self._pieces.within
 
     def failed(self, verdict: Verdict | None) -> None:
         """The answer ended with an error; this is the verdict on what that says."""
@@ -191,6 +197,7 @@ class _Pieces:
         self._message: AIMessageChunk | None = None
         self._others: list[Any] = []
         self.as_message = False
+        self.within: Stage | None = None
 
     @property
     def id(self) -> str | None:
@@ -208,6 +215,7 @@ class _Pieces:
             self._others.append(chunk)
             return ""
         self.as_message = True
+        self.within = self.within or blocked_stage(chunk)
         rest = as_chunk(chunk, without_text(chunk))
         self._message = rest if self._message is None else self._message + rest
         return message_text(chunk)

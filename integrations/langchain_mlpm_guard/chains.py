@@ -9,7 +9,8 @@ from typing import Any
 
 from langchain_core.caches import BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, BaseCallbackHandler, CallbackManagerForChainRun
-from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.config import patch_config
 from langchain_core.runnables.fallbacks import RunnableWithFallbacks
@@ -19,11 +20,11 @@ from langchain_mlpm_guard.answers import AsyncReleased, Moderator, Released
 from langchain_mlpm_guard.batches import Batch
 from langchain_mlpm_guard.configuration import checked
 from langchain_mlpm_guard.errors import GuardBypassWarning
-from langchain_mlpm_guard.gate import warn_of_fallbacks
 from langchain_mlpm_guard.judging import Judge, OnReview, Stage, atell, is_guard, stops, tell
 from langchain_mlpm_guard.messages import Turns, conversation, prompt_messages, prompt_turns
-from langchain_mlpm_guard.outcomes import Failure, MessageRefusal, acaught, caught, models_in, readable, stand_in, told
-from langchain_mlpm_guard.refusals import metadata, refusal_chunk, refusal_message
+from langchain_mlpm_guard.outcomes import Failure, MessageRefusal, Telling, acaught, caught, models_in, readable, stand_in, told
+from langchain_mlpm_guard.refusals import metadata, refusal_chunk, refusal_message, without_blocked
+from langchain_mlpm_guard.retrying import warn_of_fallbacks
 from langchain_mlpm_guard.silence import HeldCache, Silence
 from langchain_mlpm_guard.stopping import Stopper, astoppable, stoppable
 from mlpm_guard.errors import ConfigurationError, MlpmGuardError
@@ -49,6 +50,9 @@ def guard_chain(
     Nothing is raised on a block: the refusal comes in the chain's own output type, in invoke, batch, stream and their async
     twins. A batch is one call of the guard for its prompts and one for its answers. Verdicts are told to callbacks as the
     custom event "mlpm_guard", and in `response_metadata` of messages; neither holds text.
+
+    Where a conversation is kept, prompts that were blocked in earlier turns are empty places in the messages that the chain is
+    given; the refusals behind them tell so.
 
     The chain within runs out of sight by default: callbacks, tracers, `astream_events` and LangGraph's streams hear of this
     run alone, as what a model within says is not judged yet. An LLM cache keeps only what was let through. Handlers that were
@@ -138,6 +142,7 @@ class GuardedChain(RunnableSerializable[Any, Any]):
         """
 
         def work(value: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> Any:
+            value = self._shown(value)
             prompt, asked = self._read(value)
             verdict = self._judge.worst([prompt])[0] if self._judge else None
             tell(run_manager, config, verdict, "prompt", blocked=stops(verdict, self.on_review))
@@ -161,6 +166,7 @@ class GuardedChain(RunnableSerializable[Any, Any]):
         """`invoke` without blocking the event loop."""
 
         async def work(value: Any, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig) -> Any:
+            value = self._shown(value)
             prompt, asked = self._read(value)
             verdict = (await self._judge.aworst([prompt]))[0] if self._judge else None
             await atell(run_manager, config, verdict, "prompt", blocked=stops(verdict, self.on_review))
@@ -193,6 +199,7 @@ class GuardedChain(RunnableSerializable[Any, Any]):
         """Outputs or refusals, in order; prompts are judged in one call, and answers in one."""
 
         def work(values: list[Any], run_manager: list[CallbackManagerForChainRun], config: list[RunnableConfig]) -> list[Any]:
+            values = [self._shown(value) for value in values]
             batch = Batch(self, values)
             batch.gated(self._judge.worst(batch.prompts) if self._judge else [None] * len(batch.prompts))
             for index, verdict in batch.verdicts.items():
@@ -224,6 +231,7 @@ class GuardedChain(RunnableSerializable[Any, Any]):
         async def work(
             values: list[Any], run_manager: list[AsyncCallbackManagerForChainRun], config: list[RunnableConfig]
         ) -> list[Any]:
+            values = [self._shown(value) for value in values]
             batch = Batch(self, values)
             batch.gated(await self._judge.aworst(batch.prompts) if self._judge else [None] * len(batch.prompts))
             for index, verdict in batch.verdicts.items():
@@ -250,7 +258,8 @@ class GuardedChain(RunnableSerializable[Any, Any]):
         """The chain's chunks as they are released. What is neither text nor a message waits for the end."""
 
         def work(_: Iterator[Any], run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> Iterator[Any]:
-            prompt, asked = self._read(input)
+            value = self._shown(input)
+            prompt, asked = self._read(value)
             verdict = self._judge.worst([prompt])[0] if self._judge else None
             tell(run_manager, config, verdict, "prompt", blocked=stops(verdict, self.on_review))
             if verdict is not None and stops(verdict, self.on_review):
@@ -258,10 +267,13 @@ class GuardedChain(RunnableSerializable[Any, Any]):
                 return
             silence, stopper = self._silence(), Stopper()
             inner = self._inner(config, run_manager.get_child(), stopper)
-            source = stoppable(silence.iterate(lambda: self.chain.stream(input, inner, **kwargs)), stopper)
+            source = stoppable(silence.iterate(lambda: self.chain.stream(value, inner, **kwargs)), stopper)
             if self._moderator is None:
-                yield from source
+                telling = Telling(verdict)
+                for chunk in source:
+                    yield telling.passed(chunk)
                 silence.release()
+                yield from telling.ending()
                 return
             released = self._moderator.stream(asked, source)
             try:
@@ -290,7 +302,8 @@ class GuardedChain(RunnableSerializable[Any, Any]):
         async def work(
             _: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
         ) -> AsyncIterator[Any]:
-            prompt, asked = self._read(input)
+            value = self._shown(input)
+            prompt, asked = self._read(value)
             verdict = (await self._judge.aworst([prompt]))[0] if self._judge else None
             await atell(run_manager, config, verdict, "prompt", blocked=stops(verdict, self.on_review))
             if verdict is not None and stops(verdict, self.on_review):
@@ -298,11 +311,14 @@ class GuardedChain(RunnableSerializable[Any, Any]):
                 return
             silence, stopper = self._silence(), Stopper()
             inner = self._inner(config, run_manager.get_child(), stopper)
-            source = astoppable(silence.aiterate(lambda: self.chain.astream(input, inner, **kwargs)), stopper)
+            source = astoppable(silence.aiterate(lambda: self.chain.astream(value, inner, **kwargs)), stopper)
             if self._moderator is None:
+                telling = Telling(verdict)
                 async for chunk in source:
-                    yield chunk
+                    yield telling.passed(chunk)
                 await silence.arelease()
+                for chunk in telling.ending():
+                    yield chunk
                 return
             released = self._moderator.astream(asked, source)
             try:
@@ -364,6 +380,22 @@ class GuardedChain(RunnableSerializable[Any, Any]):
             return [], []
         return prompt_turns(messages), conversation(messages)
 
+    def _shown(self, value: Any) -> Any:
+        """The input without prompts that were blocked in earlier turns; the same object where there are none."""
+        if isinstance(value, Mapping) and not isinstance(value, BaseMessage):
+            found = {key: self._shown(each) for key, each in value.items() if isinstance(each, (list, tuple))}
+            changed = {key: each for key, each in found.items() if each is not value[key]}
+            return {**value, **changed} if changed else value
+        messages = value.messages if isinstance(value, ChatPromptValue) else value
+        if not isinstance(messages, (list, tuple)) or not any(isinstance(each, AIMessage) for each in messages):
+            return value
+        if not all(isinstance(each, BaseMessage) for each in messages):
+            return value
+        kept = without_blocked(messages)
+        if all(each is message for each, message in zip(kept, messages, strict=True)):
+            return value
+        return ChatPromptValue(messages=kept) if isinstance(value, ChatPromptValue) else kept
+
     def _silence(self) -> Silence:
         return Silence(mute=not self.trace_inner)
 
@@ -401,4 +433,5 @@ class GuardedChain(RunnableSerializable[Any, Any]):
             else:
                 yield self._refused(verdict, "response", chunk=True)
         elif released.as_message:
-            yield AIMessageChunk(content="", id=released.id, response_metadata=metadata(prompt, verdict), chunk_position="last")
+            found = metadata(prompt, verdict, released.within)
+            yield AIMessageChunk(content="", id=released.id, response_metadata=found, chunk_position="last")

@@ -19,10 +19,10 @@ from pydantic import ConfigDict, Field, PrivateAttr, SkipValidation, model_valid
 from langchain_mlpm_guard.answers import AsyncReleased, Moderator, Released, as_chunk
 from langchain_mlpm_guard.configuration import checked
 from langchain_mlpm_guard.errors import PromptBlockedError, ResponseBlockedError
-from langchain_mlpm_guard.gate import warn_of_fallbacks
 from langchain_mlpm_guard.judging import EVENT, Judge, OnReview, identity, is_guard, stops
 from langchain_mlpm_guard.messages import conversation, prompt_turns
-from langchain_mlpm_guard.refusals import metadata, refusal_chunk, refusal_message, with_verdicts
+from langchain_mlpm_guard.refusals import metadata, refusal_chunk, refusal_message, with_verdicts, without_blocked
+from langchain_mlpm_guard.retrying import BlocksOnce, warn_of_fallbacks
 from langchain_mlpm_guard.silence import HeldCache, Holding, Silence
 from mlpm_guard.errors import ConfigurationError
 from mlpm_guard.policy import DEFAULT_REFUSAL
@@ -31,7 +31,7 @@ from mlpm_guard.verdict import Verdict
 _NO_TOKENS: Any = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
 
 
-class ModeratedChatModel(BaseChatModel):
+class ModeratedChatModel(BlocksOnce, BaseChatModel):
     """A chat model whose prompts pass a gate, and whose answers are moderated before anything of them is seen.
 
     The inner model runs out of sight: no callback, tracer, stream or cache hears of an answer before it was judged, whatever
@@ -39,6 +39,9 @@ class ModeratedChatModel(BaseChatModel):
     with the last chunk. A blocked prompt or answer gives the refusal as an `AIMessage` with `finish_reason="content_filter"`
     and no tool calls; nothing is raised, so retries and fallbacks around it have nothing to act on. `response_metadata` holds
     the verdicts under "mlpm_guard".
+
+    Where a conversation is kept, a prompt that was blocked in an earlier turn is shown to the inner model as an empty place;
+    the refusal behind it tells so.
 
     A failing inner model still raises: give a fallback its own `ModeratedChatModel`, or use `guard_chain` around both.
 
@@ -102,6 +105,7 @@ class ModeratedChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
+        messages = without_blocked(messages)
         prompt = self._gated(self._judge_prompt(messages))
         if isinstance(prompt, ChatResult):
             return prompt
@@ -123,6 +127,7 @@ class ModeratedChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> ChatResult:
+        messages = without_blocked(messages)
         prompt = self._gated(await self._ajudge_prompt(messages))
         if isinstance(prompt, ChatResult):
             return prompt
@@ -144,6 +149,7 @@ class ModeratedChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
+        messages = without_blocked(messages)
         prompt = self._gated(self._judge_prompt(messages))
         if isinstance(prompt, ChatResult):
             yield _as_chunk(prompt)
@@ -176,6 +182,7 @@ class ModeratedChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
+        messages = without_blocked(messages)
         prompt = self._gated(await self._ajudge_prompt(messages))
         if isinstance(prompt, ChatResult):
             yield _as_chunk(prompt)
@@ -312,7 +319,10 @@ class ModeratedChatModel(BaseChatModel):
         if not released.blocked or verdict is None:
             return ChatGenerationChunk(
                 message=AIMessageChunk(
-                    content="", id=released.id, response_metadata=metadata(prompt, verdict), chunk_position="last"
+                    content="",
+                    id=released.id,
+                    response_metadata=metadata(prompt, verdict, released.within),
+                    chunk_position="last",
                 )
             )
         if self.on_block == "raise":

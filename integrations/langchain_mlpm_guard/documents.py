@@ -15,6 +15,7 @@ from langchain_mlpm_guard.errors import PromptBlockedError
 from langchain_mlpm_guard.judging import EVENT, Judge, is_guard, record, stops
 from langchain_mlpm_guard.messages import Turns, strings
 from langchain_mlpm_guard.refusals import REMOVED
+from langchain_mlpm_guard.retrying import BlocksOnce
 from langchain_mlpm_guard.silence import Silence
 from mlpm_guard.errors import ConfigurationError, InvalidConversationError
 from mlpm_guard.verdict import Mode, Verdict
@@ -107,7 +108,7 @@ class DocumentGate(BaseDocumentCompressor, BaseDocumentTransformer):
         return found
 
 
-class GuardedRetriever(BaseRetriever):
+class GuardedRetriever(BlocksOnce, BaseRetriever):
     """A retriever whose query passes a gate, and whose documents pass another, before anybody sees them.
 
     The inner retriever runs out of sight, as its own record would hold what is about to be dropped.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ from langchain_mlpm_guard.configuration import checked
 from langchain_mlpm_guard.errors import GuardBypassWarning, PromptBlockedError, ResponseBlockedError
 from langchain_mlpm_guard.judging import Judge, OnReview, atell, is_guard, stops, tell
 from langchain_mlpm_guard.messages import Turns, prompt_messages, prompt_turns
+from langchain_mlpm_guard.retrying import BlocksOnce, GatedSequence, warn_of_fallbacks
 from langchain_mlpm_guard.turnstile import turn
 from mlpm_guard import guard as guards
 from mlpm_guard.errors import BundleMismatchError, ConfigurationError, MlpmGuardError
@@ -30,7 +30,7 @@ _Value = TypeVar("_Value")
 _SHIPPED = Path(guards.__file__).parent / "bundles"
 
 
-class PromptGate(RunnableSerializable[Any, Any]):
+class PromptGate(BlocksOnce, RunnableSerializable[Any, Any]):
     """Passes its input on, the same object, or raises `PromptBlockedError`.
 
     `gate | prompt | model`: takes a string, a prompt value, a message, a list of messages, or a mapping. All new user messages
@@ -38,7 +38,9 @@ class PromptGate(RunnableSerializable[Any, Any]):
     Fails closed as its guard does.
 
     It raises, so what catches exceptions must stand behind it: `gate | model.with_fallbacks([other])`. In
-    `(gate | model).with_fallbacks([other])` the other model answers what was blocked, unguarded. `guard_chain` does not raise.
+    `(gate | model).with_fallbacks([other])` the other model answers what was blocked, unguarded, which a warning tells where
+    the chain begins with the gate. `with_retry` of such a chain does not retry what was blocked; of a chain with a gate
+    further in it asks the guard again, and no model behind it. `guard_chain` does not raise.
 
     Args:
         guard: a `Guard` with `target="prompt"`, or anything with its `check` or `acheck`.
@@ -179,6 +181,16 @@ class PromptGate(RunnableSerializable[Any, Any]):
         warn_of_fallbacks("gate | model.with_fallbacks([other])")
         return super().with_fallbacks(fallbacks, **kwargs)
 
+    def __or__(self, other: Any) -> GatedSequence:
+        return GatedSequence(self, other)
+
+    def __ror__(self, other: Any) -> GatedSequence:
+        return GatedSequence(other, self)
+
+    def pipe(self, *others: Any, name: str | None = None) -> GatedSequence:
+        """See `Runnable.pipe`."""
+        return GatedSequence(self, *others, name=name)
+
     @classmethod
     def is_lc_serializable(cls) -> bool:
         """A gate is, where its guard came from a bundle."""
@@ -228,15 +240,6 @@ class PromptGate(RunnableSerializable[Any, Any]):
         if isinstance(verdict, MlpmGuardError):
             return verdict
         return PromptBlockedError(verdict) if verdict is not None and stops(verdict, self.on_review) else value
-
-
-def warn_of_fallbacks(safe: str) -> None:
-    """Warn that a fallback outside of a gate answers what the gate blocked."""
-    warnings.warn(
-        f"with_fallbacks around a gate: the fallback takes over what was blocked, unguarded. Safe: {safe}",
-        GuardBypassWarning,
-        stacklevel=3,
-    )
 
 
 def _with_errors(groups: Sequence[object], verdicts: Sequence[Verdict | None]) -> list[Verdict | MlpmGuardError | None]:

@@ -21,10 +21,10 @@ from pydantic import ConfigDict, Field, SkipValidation, model_validator
 
 from langchain_mlpm_guard.configuration import checked
 from langchain_mlpm_guard.errors import PromptBlockedError, ResponseBlockedError
-from langchain_mlpm_guard.gate import warn_of_fallbacks
 from langchain_mlpm_guard.judging import Stage, identity
 from langchain_mlpm_guard.messages import Turns, other_texts
-from langchain_mlpm_guard.refusals import HAS_REFUSAL_BLOCK, metadata, refusal_chunk, refusal_message
+from langchain_mlpm_guard.refusals import HAS_REFUSAL_BLOCK, metadata, refusal_chunk, refusal_message, without_blocked
+from langchain_mlpm_guard.retrying import BlocksOnce, warn_of_fallbacks
 from langchain_mlpm_guard.tool_calls import (
     Answer,
     CallWatch,
@@ -47,7 +47,7 @@ _NOT_FOR_THE_MODEL = frozenset(
 _ANY = ("any", "required", True)
 
 
-class ChatGuarded(BaseChatModel):
+class ChatGuarded(BlocksOnce, BaseChatModel):
     """A chat model over `GuardedGenerator`: prompts are judged in the pass that answers them, answers as they are written.
 
     Only what was judged is ever seen by callbacks and streams. A blocked prompt or answer gives the generator's refusal with
@@ -237,7 +237,7 @@ class ChatGuarded(BaseChatModel):
             tools = []
         if tools:
             arguments.update(tools=tools, must_call=must_call)
-        return _Asked(turns_with_calls(messages), tools, ends, arguments)
+        return _Asked(turns_with_calls(without_blocked(messages)), tools, ends, arguments)
 
     def _arguments(self, stop: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
         if unknown := set(given) - _PASSED_ON - _NOT_FOR_THE_MODEL - {"max_tokens", "temperature"}:

@@ -17,7 +17,7 @@ from langchain_mlpm_guard.chat_models import ModeratedChatModel
 from langchain_mlpm_guard.errors import PromptBlockedError, ResponseBlockedError
 from langchain_mlpm_guard.judging import EVENT, Judge, Stage, event, is_guard, stops
 from langchain_mlpm_guard.messages import Turns, conversation, message_text, other_texts, strings
-from langchain_mlpm_guard.refusals import REMOVED, refusal_message
+from langchain_mlpm_guard.refusals import emptied, refusal_message
 from mlpm_guard.errors import ConfigurationError
 from mlpm_guard.policy import DEFAULT_REFUSAL
 from mlpm_guard.verdict import Action, Verdict
@@ -167,7 +167,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         if not blocked:
             return update
         if self.exit_behavior == "replace":
-            update["messages"] = [_emptied(each.message) for each, _ in blocked]
+            update["messages"] = [emptied(each.message) for each, _ in blocked]
             update["_guard_seen"] += [digest(message) for message in update["messages"] if isinstance(message, HumanMessage)]
             return update
         removed = [RemoveMessage(id=str(each.message.id)) for each, _ in blocked]
@@ -369,13 +369,6 @@ def _approved(borderline: Sequence[Verdict]) -> bool:
     if isinstance(answer, Mapping):
         answer = answer.get("type") or answer.get("decision")
     return answer in _APPROVALS
-
-
-def _emptied(message: BaseMessage) -> BaseMessage:
-    """What stands in a blocked message's place, under its id, so that it is replaced."""
-    if isinstance(message, ToolMessage):
-        return ToolMessage(content=REMOVED, tool_call_id=message.tool_call_id, id=message.id, status="error")
-    return HumanMessage(content=REMOVED, id=message.id)
 
 
 def _without_arguments(state: Any, call: str | None) -> list[AnyMessage]:

@@ -16,12 +16,13 @@ from langchain_mlpm_guard.configuration import checked
 from langchain_mlpm_guard.errors import ResponseBlockedError
 from langchain_mlpm_guard.judging import atell, is_guard, stops, tell
 from langchain_mlpm_guard.refusals import metadata, refusal_chunk, refusal_message, with_verdicts
+from langchain_mlpm_guard.retrying import BlocksOnce
 from mlpm_guard.errors import ConfigurationError, InvalidConversationError
 from mlpm_guard.policy import DEFAULT_REFUSAL
 from mlpm_guard.verdict import Verdict
 
 
-class OutputModeration(RunnableSerializable[Any, Any]):
+class OutputModeration(BlocksOnce, RunnableSerializable[Any, Any]):
     """Moderates text, messages and their chunks: `prompt | model | OutputModeration(moderator=m)`.
 
     Streams are judged by sentences, and nothing is released before it was judged; tool calls, reasoning and metadata wait for

@@ -8,11 +8,12 @@ from typing import Any
 
 from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel, BaseLLM
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import BaseModel
 
-from langchain_mlpm_guard.refusals import with_verdicts
+from langchain_mlpm_guard.judging import EVENT, Stage
+from langchain_mlpm_guard.refusals import blocked_stage, metadata, with_verdicts
 from mlpm_guard.errors import ConfigurationError
 from mlpm_guard.policy import DEFAULT_REFUSAL
 from mlpm_guard.verdict import Verdict
@@ -66,6 +67,31 @@ def readable(output: Any) -> Any:
 def told(output: Any, prompt: Verdict | None, response: Verdict | None) -> Any:
     """An output that tells its verdicts, where it can."""
     return with_verdicts(output, prompt, response) if isinstance(output, AIMessage) else output
+
+
+class Telling:
+    """Chunks of an answer that nobody moderates, with the verdict on its prompt at their end."""
+
+    def __init__(self, prompt: Verdict | None) -> None:
+        self._prompt = prompt
+        self._last: AIMessageChunk | None = None
+        self._within: Stage | None = None
+
+    def passed(self, chunk: Any) -> Any:
+        """A chunk as it goes on."""
+        if not isinstance(chunk, AIMessageChunk):
+            return told(chunk, self._prompt, None)
+        self._last = chunk
+        self._within = self._within or blocked_stage(chunk)
+        # Chunks are added up, and two verdicts would run into one another.
+        kept = {key: value for key, value in chunk.response_metadata.items() if key != EVENT}
+        return chunk if EVENT not in chunk.response_metadata else chunk.model_copy(update={"response_metadata": kept})
+
+    def ending(self) -> Iterator[AIMessageChunk]:
+        """The chunk that tells the verdict, where the answer came in chunks of a message."""
+        if self._last is not None:
+            found = metadata(self._prompt, None, self._within)
+            yield AIMessageChunk(content="", id=self._last.id, response_metadata=found, chunk_position="last")
 
 
 def stand_in(chain: Runnable[Any, Any], refusal: Any) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.messages import content as blocks
 from langchain_core.messages.ai import UsageMetadata
 
@@ -42,6 +43,37 @@ def refusal_chunk(
     return AIMessageChunk(**_fields(text, verdict, stage, usage), id=id, chunk_position="last")
 
 
+def emptied(message: BaseMessage) -> BaseMessage:
+    """What stands in a blocked message's place, under its id, so that it is replaced."""
+    if isinstance(message, ToolMessage):
+        return ToolMessage(content=REMOVED, tool_call_id=message.tool_call_id, id=message.id, status="error")
+    return HumanMessage(content=REMOVED, id=message.id)
+
+
+def without_blocked(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """A history in which prompts that were blocked in earlier turns are empty.
+
+    Whoever keeps a conversation keeps the blocked prompt with its refusal. The refusal tells what it is, so that the model is
+    not shown in the next turn what it was not shown in this one.
+    """
+    kept = list(messages)
+    start = 0
+    for index, message in enumerate(messages):
+        if not isinstance(message, AIMessage):
+            continue
+        if blocked_stage(message) == "prompt":
+            turn = kept[start:index]
+            kept[start:index] = [emptied(each) if isinstance(each, (HumanMessage, ToolMessage)) else each for each in turn]
+        start = index + 1
+    return kept
+
+
+def blocked_stage(message: BaseMessage) -> Stage | None:
+    """What of its turn was blocked, if a guard told so in a message."""
+    told = message.response_metadata.get(EVENT)
+    return told.get("blocked") if isinstance(told, dict) else None
+
+
 def metadata(prompt: Verdict | None, response: Verdict | None, blocked: Stage | None = None) -> dict[str, Any]:
     """What `response_metadata` tells of the verdicts."""
     found = {"prompt": prompt, "response": response}
@@ -50,8 +82,7 @@ def metadata(prompt: Verdict | None, response: Verdict | None, blocked: Stage | 
 
 def with_verdicts(message: AIMessage, prompt: Verdict | None, response: Verdict | None) -> AIMessage:
     """A message that tells its verdicts; those of a guard within are replaced, but not that it blocked."""
-    within = (message.response_metadata.get(EVENT) or {}).get("blocked")
-    told = {**message.response_metadata, **metadata(prompt, response, within)}
+    told = {**message.response_metadata, **metadata(prompt, response, blocked_stage(message))}
     return message.model_copy(update={"response_metadata": told})
 
 
