@@ -11,6 +11,7 @@ An error says what was wrong and what to do. It carries objects (a verdict, a pa
     ├── DataError                     training or evaluation data cannot be used         (ValueError)
     │   ├── ContradictoryLabelsError  the same prompt with both labels
     │   └── UnknownPromptError        asked to forget a prompt that was never learned
+    ├── CategoryError                 a category's name, examples or settings are wrong  (ValueError)
     ├── NotFittedError                a guard was asked before it was fitted             (ValueError, AttributeError)
     ├── EncoderError                  an encoder failed                                  (RuntimeError)
     │   ├── UnsupportedArchitectureError
@@ -99,6 +100,10 @@ class UnknownPromptError(DataError):
     def __init__(self, message: str, indices: Sequence[int] = ()) -> None:
         super().__init__(message)
         self.indices = tuple(indices)
+
+
+class CategoryError(MlpmGuardError, ValueError):
+    """A category cannot be learned, added, removed or set; the message says which and why."""
 
 
 class NotFittedError(MlpmGuardError, ValueError, AttributeError):

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from mlpm_guard.errors import BundleCorruptError, DataError, NonFiniteError, UnknownPromptError
+from mlpm_guard.errors import BundleCorruptError, CategoryError, DataError, NonFiniteError, UnknownPromptError
+from mlpm_guard.prototypes.categories import UNKNOWN, require_name
+from mlpm_guard.prototypes.category_statistics import CategoryStatistics
 from mlpm_guard.prototypes.gram import Array, add_gram, mirrored
 from mlpm_guard.prototypes.ledger import KeyLedger, Keys
 from mlpm_guard.prototypes.rows import Row, Rows, States
@@ -90,6 +92,7 @@ class PrototypeStatistics:
         self.dim = dim
         self.sample_size = sample_size
         self.classes: dict[int, ClassStatistics] = {label: ClassStatistics() for label in CLASSES}
+        self.categories = CategoryStatistics(layers, dim)
         self.upper: Array | None = None
 
     @property
@@ -121,19 +124,29 @@ class PrototypeStatistics:
 
     # -- learning and forgetting --------------------------------------------------------------------------------------------
 
-    def update(self, states: States, labels: npt.NDArray[np.int64], keys: Keys) -> None:
+    def update(
+        self,
+        states: States,
+        labels: npt.NDArray[np.int64],
+        keys: Keys,
+        categories: Sequence[str | None] | None = None,
+    ) -> None:
         """Add prompts.
 
         Args:
             states: shape (n, layers, dim).
             labels: 0 or 1, shape (n,).
             keys: what identifies each prompt, shape (n,); equal keys of one class are the same prompt.
+            categories: a category or None for each prompt, length n; None for a safe one.
 
         Raises:
-            DataError: wrong shapes.
+            DataError: wrong shapes, or a category of a safe prompt.
+            CategoryError: a category's name cannot be used.
             NonFiniteError: a state is NaN or infinite.
         """
         states = self._check(states, labels, keys)
+        if categories is not None:
+            self.categories.update(states, checked_categories(categories, labels), keys)
         condensed: list[tuple[ClassStatistics, States, Keys]] = []
         for label, statistics in self.classes.items():
             chosen = np.flatnonzero(labels == label)
@@ -149,10 +162,17 @@ class PrototypeStatistics:
         if condensed:
             self._add(condensed)
 
-    def forget(self, states: States, labels: npt.NDArray[np.int64], keys: Keys) -> None:
+    def forget(
+        self,
+        states: States,
+        labels: npt.NDArray[np.int64],
+        keys: Keys,
+        categories: Sequence[str | None] | None = None,
+    ) -> None:
         """Take prompts out again; counts, means and scatter are then what they were without them.
 
         In a class beyond `capacity`, prompts that the bottom-k sample dropped in favour of a forgotten one do not come back.
+        Without `categories`, prompts leave the category that they were learned in.
 
         Raises:
             UnknownPromptError: a prompt was not learned under that label (as often); nothing has changed then.
@@ -160,6 +180,7 @@ class PrototypeStatistics:
         """
         states = self._check(states, labels, keys)
         self.require_known(labels, keys)
+        names = self._names(labels, keys, categories)
         for label, statistics in self.classes.items():
             going = Counter(keys[labels == label].tolist())
             left = statistics.count - going.total()
@@ -168,6 +189,7 @@ class PrototypeStatistics:
                     f"forgetting these would leave {left} prompts of class {label}, but none of the sample whose states are "
                     "kept; nothing was forgotten. Fit again without them."
                 )
+        self.categories.forget(states, names, keys)
         for label, statistics in self.classes.items():
             chosen = np.flatnonzero(labels == label)
             if not len(chosen):
@@ -193,6 +215,7 @@ class PrototypeStatistics:
             raise DataError(f"cannot merge statistics of (layers, dim) {mine} and {theirs}")
         result, added = copy.deepcopy(self), copy.deepcopy(other)
         result.sample_size = added.sample_size = min(self.sample_size, other.sample_size)
+        result.categories = self.categories.merge(other.categories)
         for label in CLASSES:
             one, two = result.classes[label], added.classes[label]
             if one.complete and two.complete and len(one.rows.keys() | two.rows.keys()) <= result.capacity:
@@ -228,6 +251,16 @@ class PrototypeStatistics:
                 "nothing was forgotten",
                 unknown,
             )
+
+    def _names(
+        self, labels: npt.NDArray[np.int64], keys: Keys, categories: Sequence[str | None] | None
+    ) -> Sequence[str | None]:
+        if categories is None:
+            known = self.categories.of(keys.tolist())
+            return [name if label == 1 else None for name, label in zip(known, labels.tolist(), strict=True)]
+        names = checked_categories(categories, labels)
+        self.categories.require_known(names, keys)
+        return names
 
     def _check(self, states: States, labels: npt.NDArray[np.int64], keys: Keys) -> npt.NDArray[np.float32]:
         if states.ndim != 3 or states.shape[1:] != (self.layers, self.dim):
@@ -351,7 +384,7 @@ class PrototypeStatistics:
         if self.upper is not None:
             upper = np.triu_indices(self.dim)
             tensors["scatter"] = np.stack([layer[upper] for layer in self.upper]).astype(np.float32)
-        return tensors
+        return tensors | self.categories.to_tensors()
 
     @classmethod
     def from_tensors(
@@ -376,9 +409,26 @@ class PrototypeStatistics:
                     result.upper[layer][upper] = packed[layer]
             elif not all(statistics.complete for statistics in result.classes.values()):
                 raise ValueError("the scatter is missing")
-        except (KeyError, ValueError, IndexError, TypeError) as error:
+            result.categories = CategoryStatistics.from_tensors(tensors, layers, dim)
+        except (KeyError, ValueError, IndexError, TypeError, CategoryError) as error:
             raise BundleCorruptError(f"the statistics do not fit together ({type(error).__name__}: {error})") from error
         return result
+
+
+def checked_categories(categories: Sequence[str | None], labels: npt.NDArray[np.int64]) -> list[str | None]:
+    """Categories to learn: None for a prompt whose category is None or unknown.
+
+    Raises:
+        DataError: there are more or fewer than prompts, or a safe prompt has one.
+        CategoryError: a name cannot be used.
+    """
+    if len(categories) != len(labels):
+        raise DataError(f"{len(labels)} prompts but {len(categories)} categories")
+    names = [None if name is None or name == UNKNOWN else require_name(name) for name in categories]
+    wrong = [index for index, (name, label) in enumerate(zip(names, labels.tolist(), strict=True)) if name and label == 0]
+    if wrong:
+        raise DataError(f"a safe prompt has no category, but one has at {len(wrong)} positions (first at {wrong[0]})")
+    return names
 
 
 def _read_class(tensors: Mapping[str, npt.NDArray[np.generic]], label: int, layers: int, dim: int) -> ClassStatistics:
