@@ -18,7 +18,7 @@ from mlpm_guard.conversation import ConversationLike
 from mlpm_guard.errors import ConfigurationError, DataError
 from mlpm_guard.evaluation.intervals import NAMES, percentile, replicates
 from mlpm_guard.evaluation.metrics import NOT_JUDGED, Metrics, Name, compute
-from mlpm_guard.verdict import Action, Verdict
+from mlpm_guard.verdict import Action, RuleMatch, Verdict
 
 if TYPE_CHECKING:
     from mlpm_guard.guard import Guard
@@ -47,6 +47,7 @@ class Judgement(BaseModel):
     action: Action
     score: float | None
     error: str | None
+    rule: RuleMatch | None
 
 
 class Flip(BaseModel):
@@ -268,4 +269,6 @@ def _direction(before: Verdict, after: Verdict) -> Direction | None:
 
 
 def _judgement(verdict: Verdict) -> Judgement:
-    return Judgement(flagged=verdict.flagged, action=verdict.action, score=verdict.score, error=verdict.error)
+    return Judgement(
+        flagged=verdict.flagged, action=verdict.action, score=verdict.score, error=verdict.error, rule=verdict.rule
+    )

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mlpm_guard.conversation import Conversation, ConversationLike
 from mlpm_guard.errors import ConfigurationError, DataError, UnknownPromptError
-from mlpm_guard.verdict import Verdict
+from mlpm_guard.verdict import RuleMatch, Verdict
 
 if TYPE_CHECKING:
     from mlpm_guard.guard import Guard
@@ -27,6 +27,7 @@ class Correction(BaseModel):
         after: score of the corrected guard.
         flagged_before: whether the one flags it.
         flagged_after: whether the other flags it.
+        rule: the guard's own rule that decides the text whatever is learned, or None.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +38,7 @@ class Correction(BaseModel):
     after: float | None
     flagged_before: bool
     flagged_after: bool
+    rule: RuleMatch | None
 
     @property
     def settled(self) -> bool:
@@ -49,7 +51,8 @@ def corrected(
 ) -> tuple[Guard, list[Correction]]:
     """A corrected copy of a guard, and what the corrections did to their texts.
 
-    A guard that was learned from many prompts moves little for one: a correction need not flip the verdict it is meant for.
+    Only the prototypes move: layers stay put together as they are, so that little else changes. A guard that was learned from
+    many prompts moves little for one: a correction need not flip the verdict it is meant for.
 
     Args:
         guard: stays what it is. The copy shares its encoder.
@@ -74,7 +77,7 @@ def corrected(
     before = guard.check_batch(conversations)
     changed = copy.copy(guard)
     forgotten = [_forget(changed, conversation, 1 - label) for conversation, label in rows]
-    changed.partial_fit(conversations * repeat, marks * repeat, progress=False)
+    changed.partial_fit(conversations * repeat, marks * repeat, keep_layers=True, progress=False)
     after = changed.check_batch(conversations)
     return changed, [
         _correction(label, times, one, other) for label, times, one, other in zip(marks, forgotten, before, after, strict=True)
@@ -86,7 +89,7 @@ def _forget(guard: Guard, conversation: Conversation, label: int) -> int:
     times = 0
     while True:
         try:
-            guard.forget([conversation], [label])
+            guard.forget([conversation], [label], keep_layers=True)
         except UnknownPromptError:
             return times
         times += 1
@@ -100,4 +103,5 @@ def _correction(label: int, forgotten: int, before: Verdict, after: Verdict) -> 
         after=after.score,
         flagged_before=before.flagged,
         flagged_after=after.flagged,
+        rule=after.rule,
     )

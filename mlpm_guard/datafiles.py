@@ -105,7 +105,7 @@ class DataFile:
 
     Raises:
         DataError: there is no such file, or it is of a kind that is not read here. While iterating: a row is malformed; the
-            message names its line.
+            message names its line. Labelled rows that change from texts to lists of messages, or back, are malformed.
         ConfigurationError: Parquet is asked for and pyarrow is not installed, or both label options are set.
     """
 
@@ -332,6 +332,7 @@ class _ToRecord:
         self._stem = stem
         self._labels = labels
         self._label_column = label_column or LABEL_COLUMN
+        self._shape: str | None = None
         if text_column is not None:
             self._text_column = text_column
         else:
@@ -371,12 +372,28 @@ class _ToRecord:
         if isinstance(value, str) and column == "messages":
             value = self._messages(line, value)
         if isinstance(value, str):
+            self._require_alike(line, column, "a text")
             return value
         if isinstance(value, list) and all(isinstance(each, dict) for each in value):
+            self._require_alike(line, column, "a list of messages")
             return value
         if value is None:
             raise _bad(self._path, line, f"{_quoted(column)} is null; every row needs a text")
         raise _bad(self._path, line, f"{_quoted(column)} holds {_json_name(value)}, not a text or a list of messages")
+
+    def _require_alike(self, line: int, column: str, shape: str) -> None:
+        """Data to learn from, or to measure on, that change shape were put together from others, and may mean something else.
+
+        Traffic, whose labels are ignored, is judged row by row whatever it looks like.
+        """
+        if self._labels == "ignored":
+            return
+        if self._shape is None:
+            self._shape = shape
+        elif self._shape != shape:
+            raise _bad(
+                self._path, line, f"{_quoted(column)} holds {shape}, and the rows before hold {self._shape}; split the file"
+            )
 
     def _messages(self, line: int, text: str) -> object:
         try:

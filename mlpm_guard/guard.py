@@ -184,9 +184,21 @@ class Guard(Checker):
         return self
 
     def partial_fit(
-        self, prompts: Iterable[ConversationLike], labels: Iterable[Label], *, progress: bool | None = None
+        self,
+        prompts: Iterable[ConversationLike],
+        labels: Iterable[Label],
+        *,
+        keep_layers: bool = False,
+        progress: bool | None = None,
     ) -> Self:
         """Learn from more labelled prompts, as if they had been there from the start. On an unfitted guard, the same as `fit`.
+
+        Args:
+            prompts: conversations; any iterable.
+            labels: as many labels.
+            keep_layers: leave the way in which layers are put together as it is. By default that is fitted anew, on the bounded
+                sample of prompts that a guard keeps, which moves all scores a little. For a few corrections, keep it.
+            progress: show a progress bar; None shows one in a terminal.
 
         Raises:
             DataError: a row cannot be used. The guard stays what it was.
@@ -197,12 +209,20 @@ class Guard(Checker):
                 return self.fit(prompts, labels, progress=progress)
             classifier = self._copy_of_trainable()
             learned = self._learn(classifier, prompts, labels, progress)
-            classifier.refit()
+            if keep_layers:
+                classifier.move(self._fitted(), self._trainable().statistics_)
+            else:
+                classifier.refit()
             self._adopt(classifier, Change(kind="partial_fit", prompts=learned))
         return self
 
-    def forget(self, prompts: Iterable[ConversationLike], labels: Iterable[Label]) -> Self:
+    def forget(self, prompts: Iterable[ConversationLike], labels: Iterable[Label], *, keep_layers: bool = False) -> Self:
         """Unlearn labelled prompts: statistics and discriminants become what they were without them.
+
+        Args:
+            prompts: conversations that were learned.
+            labels: the labels under which they were.
+            keep_layers: as in `partial_fit`.
 
         Raises:
             UnknownPromptError: one was never learned under that label. The guard stays what it was.
@@ -223,6 +243,8 @@ class Guard(Checker):
                     [label for chunk in marks for label in chunk],
                     np.concatenate(keys),
                 )
+                if keep_layers:
+                    classifier.move(self._fitted(), self._trainable().statistics_)
                 self._adopt(classifier, Change(kind="forget", prompts=counted.number))
         return self
 

@@ -215,6 +215,18 @@ def test_a_malformed_csv_row_is_named_by_file_and_line(tmp_path, content, line, 
     assert said in message
 
 
+@pytest.mark.parametrize("column", ["prompt", "messages"])
+def test_a_file_whose_rows_change_shape_is_refused_by_the_line(tmp_path, column):
+    turns = [{"role": "user", "content": SECRET}]
+    rows = [{column: SECRET}, {column: SECRET}, {column: turns}]
+    said = f"line 3: '{column}' holds a list of messages, and the rows before hold a text; split the file"
+    assert said in failure(jsonl(tmp_path / "a.jsonl", rows))
+    assert f"line 2: '{column}' holds a text" in failure(jsonl(tmp_path / "b.jsonl", rows[::-1]))
+    # Another file may be of another shape: each is read as its first row says.
+    for name, kept in (("c", rows[:2]), ("d", rows[2:])):
+        assert len(list(DataFile(jsonl(tmp_path / f"{name}.jsonl", kept)))) == len(kept)
+
+
 def test_a_required_label_that_is_missing_or_blank_is_named_by_its_line(tmp_path):
     blank = write(tmp_path / "blank.csv", "text,label\na,0\nb,\n")
     assert [record.label for record in DataFile(blank)] == [0, None]

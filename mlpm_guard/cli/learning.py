@@ -47,7 +47,8 @@ def fit(
     opening.check_writable(out)
     guard = Guard(opening.load_encoder(encoder), target=target.value, threshold=threshold)
     rows = Rows(data, guard.target)
-    with progress("fitting", data) as advance, rows.located():
+    rows.check()
+    with progress("fitting", data) as advance:
         guard.fit(*rows.split(advance), progress=False)
     path = guard.save_pretrained(out, statistics=not no_statistics)
     typer.echo(f"{rows.counts[0]} safe and {rows.counts[1]} unsafe prompts")
@@ -91,18 +92,19 @@ def correct(
     target = opening.destination(bundle, out, in_place)
     before = opening.load_guard(bundle)
     others = Rows(opening.data_files(data or (), text_column, label_column))
+    others.labels()  # a row that cannot be used is found before anything is learned
     if file is not None:
         rows = Rows(opening.labelled_files([file], text_column, label_column), before.target)
-        with progress("correcting", rows.files) as advance, rows.located():
+        rows.check()
+        with progress("correcting", rows.files) as advance:
             after, corrections = corrected(before, *rows.split(advance), repeat=repeat)
     else:
         assert text is not None
         assert label is not None
         prompt = opening.standard_input() if text == "-" else text
         after, corrections = corrected(before, [prompt], [label.value], repeat=repeat)
-    # Compared before it is saved: data that cannot be used then leave nothing behind.
-    changes = compared(before, after, others) if others.files else None
     path = after.save_pretrained(target)
+    changes = compared(before, after, others) if others.files else None
     if json:
         found = {
             "bundle_id": after.bundle_id,
@@ -153,8 +155,10 @@ def calibrate(
     labels = rows.labels()
     # Labels that are all "safe" say what no labels say.
     both = labels is not None and (1 in labels or objective is not None)
+    if both:
+        rows.check()
     threshold = guard.threshold
-    with progress("calibrating", rows.files) as advance, rows.located():
+    with progress("calibrating", rows.files) as advance:
         guard.calibrate(
             (conversation for _, conversation in rows.told(advance)),
             labels if both else None,

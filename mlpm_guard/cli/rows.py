@@ -82,6 +82,18 @@ class Rows:
                 found.append(record.label)
         return found or None
 
+    def check(self) -> None:
+        """Read all rows once, so that a bad one is found before any work is done.
+
+        Raises:
+            DataError: a row cannot be used, or a prompt is there with both labels.
+        """
+        from mlpm_guard.training import labelled
+
+        with self.located():
+            for _ in labelled(*self.split(lambda _rows: None), self._target):
+                pass
+
     def place(self, row: int) -> str:
         """File and line of a row, counted from 0. Reads the files again up to there."""
         file, record = next(islice(self._all(), row, None))

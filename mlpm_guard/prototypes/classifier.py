@@ -171,6 +171,26 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.fitted_ = Fitted(scorer, weights, discriminants.weights, discriminants.biases)
         return self
 
+    def move(self, scorer: LayerScorer, before: PrototypeStatistics) -> Self:
+        """Discriminants from the statistics collected so far, put together as `scorer` puts together those of `before`.
+
+        `refit` also finds anew how to put the layers together, on the bounded sample of prompts that is kept. That moves every
+        score, whatever was learned. For a few prompts more or less, this moves only what they move.
+
+        Raises:
+            DataError: the scorer does not belong to `before`, or the states do not vary.
+        """
+        from mlpm_guard.prototypes.moving import moved
+
+        with self._lock():
+            statistics = self.statistics_
+            discriminants = fit_discriminants(statistics)
+            after = moved(scorer, fit_discriminants(before), discriminants)
+            weights = np.zeros(statistics.layers)
+            weights[after.positions] = after.layer_weights
+            self.fitted_ = Fitted(after, weights, discriminants.weights, discriminants.biases)
+        return self
+
     def reset(self) -> Self:
         """Forget everything."""
         self._check_options()

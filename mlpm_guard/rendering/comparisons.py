@@ -71,15 +71,18 @@ def correction_report(corrections: Sequence[Correction], threshold: float, repea
     forgotten = sum(each.forgotten for each in corrections)
     if forgotten:
         lines.append(f"learned before under the other label, and forgotten: {forgotten}")
-    unsettled = sum(not each.settled for each in corrections)
+    ruled = sum(not each.settled and each.rule is not None for each in corrections)
+    if ruled:
+        lines.append(f"{ruled} decided by the guard's own allow or block list, whatever it learns: change that list")
+    unsettled = sum(not each.settled and each.rule is None for each in corrections)
     if unsettled:
-        more = max(2, repeat * 4)
         lines += [
             f"{unsettled} of {len(corrections)} still judged otherwise than labelled: one among many moves a guard little.",
-            f"Learn it more often (--repeat {more}; --data shows what else that changes), give more examples of the kind",
-            "(--file), move the threshold (mlpm-guard calibrate), or put the text on the guard's allow or block list.",
+            f"Learn it more often (--repeat {4 * repeat}; --data shows what else that changes), give more examples of the kind",
+            "(--file), move the threshold (mlpm-guard calibrate), or decide it by the guard's own lists: in Python,",
+            "guard.rules = Rules(allow=[...], block=[...]), and save.",
         ]
-    else:
+    if not ruled and not unsettled:
         lines.append("judged as labelled")
     return Group(table, Text("\n".join(lines)))
 
@@ -133,6 +136,8 @@ def _flip(flip: Flip, labelled: bool, texts: Mapping[int, str] | None) -> list[T
 
 def _judgement(judgement: Judgement, flip: Flip) -> str:
     action = f" ({judgement.action.value})" if flip.direction == "other_action" else ""
+    if judgement.rule is not None:
+        return f"{judgement.rule.kind} list{action}"
     return (_score(judgement.score) if judgement.error is None else judgement.error) + action
 
 

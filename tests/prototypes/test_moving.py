@@ -1,0 +1,72 @@
+import copy
+
+import numpy as np
+import pytest
+
+from mlpm_guard.errors import DataError
+from mlpm_guard.prototypes.classifier import PrototypeClassifier
+from mlpm_guard.prototypes.discriminant import fit_discriminants
+from mlpm_guard.prototypes.moving import moved
+
+
+def states(count, seed, shift=0.0):
+    return np.random.default_rng(seed).normal(size=(count, 3, 8)).astype(np.float32) + np.float32(shift)
+
+
+@pytest.fixture
+def fitted():
+    X = np.concatenate([states(60, 0), states(60, 1, 0.8)])
+    return PrototypeClassifier(sample_size=40).fit(X, np.repeat([0, 1], 60))
+
+
+def test_nothing_learned_moves_nothing(fitted):
+    before, scores = fitted.scorer_, fitted.decision_function(states(20, 2))
+    fitted.move(before, copy.deepcopy(fitted.statistics_))
+    assert fitted.decision_function(states(20, 2)) == pytest.approx(scores, abs=1e-9)
+    assert fitted.scorer_.levels == before.levels
+
+
+def test_what_is_learned_moves_the_discriminants_and_not_how_layers_are_put_together(fitted):
+    scorer, before = fitted.scorer_, copy.deepcopy(fitted.statistics_)
+    fitted.update(states(5, 3), [1] * 5)
+    expected = fit_discriminants(fitted.statistics_)
+    fitted.move(scorer, before)
+    assert np.array_equal(fitted.coef_, expected.weights)
+    assert np.array_equal(fitted.scorer_.layer_weights, scorer.layer_weights)
+    assert fitted.scorer_.intercept == scorer.intercept
+    # Each layer's log-odds are the new discriminant's, on the scale that the layer had.
+    positions = scorer.positions
+    old = fit_discriminants(before)
+    ratio = scorer.weights[:, 0] / old.weights[positions, 0]
+    assert fitted.scorer_.weights == pytest.approx(expected.weights[positions] * ratio[:, None])
+    shift = old.biases[positions] - scorer.biases / ratio
+    assert fitted.scorer_.biases == pytest.approx((expected.biases[positions] - shift) * ratio)
+
+
+def test_a_prompt_that_is_learned_more_often_is_scored_ever_more_as_labelled(fitted):
+    scorer, before = fitted.scorer_, copy.deepcopy(fitted.statistics_)
+    one = states(1, 4, 0.8)
+    scores = [fitted.decision_function(one)[0]]
+    for _ in range(6):
+        fitted.update(one, [0]).move(scorer, before)
+        scores.append(fitted.decision_function(one)[0])
+    assert scores == sorted(scores, reverse=True)
+    assert scores[-1] < scores[0] - 0.5
+
+
+def test_calibrated_log_odds_stay_on_their_scale(fitted):
+    before = copy.deepcopy(fitted.statistics_)
+    calibrated = fitted.scorer_.rescaled(0.5, -1.0)
+    plain = copy.deepcopy(fitted).update(states(5, 3), [1] * 5).move(fitted.scorer_, before)
+    fitted.update(states(5, 3), [1] * 5).move(calibrated, before)
+    assert fitted.decision_function(states(9, 5)) == pytest.approx(0.5 * plain.decision_function(states(9, 5)) - 1.0)
+
+
+def test_a_scorer_of_other_statistics_is_refused(fitted):
+    other = PrototypeClassifier().fit(np.concatenate([states(30, 6), states(30, 7, 0.3)]), np.repeat([0, 1], 30))
+    scorer = fitted.scorer_
+    with pytest.raises(DataError, match="does not score with the prototypes"):
+        fitted.move(scorer, other.statistics_)
+    assert fitted.scorer_ is scorer
+    with pytest.raises(DataError, match="does not score"):
+        moved(scorer, fit_discriminants(other.statistics_), fit_discriminants(fitted.statistics_))
