@@ -45,6 +45,13 @@ if TYPE_CHECKING:
         UnsupportedArchitectureError,
         WeightsMismatchError,
     )
+    from mlpm_guard.explanation import (
+        CategoryEvidence,
+        Explanation,
+        LayerDistance,
+        PrototypeDistance,
+        WindowExplanation,
+    )
     from mlpm_guard.generation import GuardedGenerator
     from mlpm_guard.guard import Guard
     from mlpm_guard.prototypes.classifier import PrototypeClassifier
@@ -63,6 +70,7 @@ _HOME = {
     "BundleNotFoundError": "errors",
     "BundleSaveError": "errors",
     "BundleSchemaError": "errors",
+    "CategoryEvidence": "explanation",
     "ConfigurationError": "errors",
     "ContradictoryLabelsError": "errors",
     "Conversation": "conversation",
@@ -74,6 +82,7 @@ _HOME = {
     "EncoderError": "errors",
     "EncoderIdentity": "encoders.base",
     "EncoderLoadError": "errors",
+    "Explanation": "explanation",
     "Generation": "answers",
     "Guard": "guard",
     "GuardTimeoutError": "errors",
@@ -81,6 +90,7 @@ _HOME = {
     "InputError": "errors",
     "InputTooLongError": "errors",
     "InvalidConversationError": "errors",
+    "LayerDistance": "explanation",
     "LayerEvidence": "verdict",
     "Message": "conversation",
     "MlpmGuardError": "errors",
@@ -89,6 +99,7 @@ _HOME = {
     "NotFittedError": "errors",
     "PromptBlocked": "errors",
     "PrototypeClassifier": "prototypes.classifier",
+    "PrototypeDistance": "explanation",
     "ReportSaveError": "errors",
     "ResponseBlocked": "errors",
     "Review": "review",
@@ -101,6 +112,7 @@ _HOME = {
     "Verdict": "verdict",
     "WeightsMismatchError": "errors",
     "WindowEvidence": "verdict",
+    "WindowExplanation": "explanation",
 }
 
 __all__ = [
@@ -113,6 +125,7 @@ __all__ = [
     "BundleNotFoundError",
     "BundleSaveError",
     "BundleSchemaError",
+    "CategoryEvidence",
     "ConfigurationError",
     "ContradictoryLabelsError",
     "Conversation",
@@ -124,6 +137,7 @@ __all__ = [
     "EncoderError",
     "EncoderIdentity",
     "EncoderLoadError",
+    "Explanation",
     "Generation",
     "Guard",
     "GuardTimeoutError",
@@ -131,6 +145,7 @@ __all__ = [
     "InputError",
     "InputTooLongError",
     "InvalidConversationError",
+    "LayerDistance",
     "LayerEvidence",
     "Message",
     "MlpmGuardError",
@@ -139,6 +154,7 @@ __all__ = [
     "NotFittedError",
     "PromptBlocked",
     "PrototypeClassifier",
+    "PrototypeDistance",
     "ReportSaveError",
     "ResponseBlocked",
     "Review",
@@ -151,6 +167,7 @@ __all__ = [
     "Verdict",
     "WeightsMismatchError",
     "WindowEvidence",
+    "WindowExplanation",
     "__version__",
 ]
 

@@ -32,6 +32,7 @@ from mlpm_guard.errors import (
     ConfigurationError,
 )
 from mlpm_guard.lineage import Ancestor
+from mlpm_guard.prototypes.novelty import Novelty
 from mlpm_guard.prototypes.scorer import LayerScorer
 from mlpm_guard.review import Review
 from mlpm_guard.rules import Rules, SavedRules
@@ -43,6 +44,13 @@ STATISTICS = "statistics.safetensors"
 FORMAT = "mlpm-guard-bundle"
 SCHEMA_VERSION = 1
 SHIPPED = Path(__file__).parent / "bundles"
+_NOVELTY = {
+    "novelty.means": 3,
+    "novelty.basis": 3,
+    "novelty.variances": 2,
+    "novelty.rest": 1,
+    "novelty.quantiles": 1,
+}
 _MAX_MANIFEST = 16 * 2**20
 
 Tensors = dict[str, npt.NDArray[np.generic]]
@@ -146,12 +154,14 @@ class Bundle:
         path: its folder.
         manifest: the checked manifest.
         scorer: what scoring needs.
+        novelty: what measuring novelty needs; None in a bundle that was saved before it was measured.
         bundle_id: name and the first digits of the manifest's SHA-256.
     """
 
     path: Path
     manifest: Manifest
     scorer: LayerScorer
+    novelty: Novelty | None
     bundle_id: str
 
     def statistics(self) -> Tensors:
@@ -229,10 +239,13 @@ def load(name_or_path: str | Path) -> Bundle:
     tensors = _read_tensors(path, PROTOTYPES, manifest)
     if STATISTICS in manifest.files:
         _check_file(path, STATISTICS, manifest)
-    return Bundle(path, manifest, _scorer(tensors, manifest, path), f"{name}-{hashlib.sha256(raw).hexdigest()[:12]}")
+    scorer, novelty = _scorer(tensors, manifest, path), _novelty(tensors, manifest, path)
+    return Bundle(path, manifest, scorer, novelty, f"{name}-{hashlib.sha256(raw).hexdigest()[:12]}")
 
 
-def save(path: str | Path, manifest: Manifest, scorer: LayerScorer, statistics: Tensors | None) -> Bundle:
+def save(
+    path: str | Path, manifest: Manifest, scorer: LayerScorer, novelty: Novelty | None, statistics: Tensors | None
+) -> Bundle:
     """Write a bundle. Either all of it is there afterwards or nothing has changed.
 
     An existing bundle at the path is replaced; other files in its folder (a README, say) are kept.
@@ -253,6 +266,9 @@ def save(path: str | Path, manifest: Manifest, scorer: LayerScorer, statistics: 
         "intercept": np.array([scorer.intercept]),
         "levels": np.array(scorer.levels),
     }
+    if novelty is not None:
+        kept = (novelty.means.astype(np.float32), novelty.basis.astype(np.float16), novelty.variances, novelty.rest)
+        prototypes.update(zip(_NOVELTY, (*kept, novelty.quantiles), strict=True))
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -382,7 +398,7 @@ def _scorer(tensors: Mapping[str, npt.NDArray[np.generic]], manifest: Manifest, 
     if (len(manifest.encoder.layers), manifest.encoder.dim) != (shape.layers, shape.dim):
         raise BundleCorruptError(f"{path / MANIFEST}: encoder and classifier have other layers or dimensions", path)
     expected = {"positions": 1, "weights": 2, "biases": 1, "layer_weights": 1, "intercept": 1, "levels": 1}
-    if set(tensors) != set(expected) or any(tensors[name].ndim != ndim for name, ndim in expected.items()):
+    if set(tensors) - set(_NOVELTY) != set(expected) or any(tensors[name].ndim != ndim for name, ndim in expected.items()):
         raise BundleCorruptError(f"{path / PROTOTYPES} does not hold the tensors of a fitted guard", path)
     positions = tensors["positions"].astype(np.int64)
     used = len(positions)
@@ -406,4 +422,33 @@ def _scorer(tensors: Mapping[str, npt.NDArray[np.generic]], manifest: Manifest, 
         tensors["layer_weights"].astype(np.float64),
         float(tensors["intercept"].astype(np.float64)[0]),
         (float(tensors["levels"].astype(np.float64)[0]), float(tensors["levels"].astype(np.float64)[1])),
+    )
+
+
+def _novelty(tensors: Mapping[str, npt.NDArray[np.generic]], manifest: Manifest, path: Path) -> Novelty | None:
+    found = set(tensors) & set(_NOVELTY)
+    if not found:
+        return None
+    if found != set(_NOVELTY) or any(tensors[name].ndim != ndim for name, ndim in _NOVELTY.items()):
+        raise BundleCorruptError(f"{path / PROTOTYPES} holds some of the tensors of novelty only", path)
+    means, basis, variances, rest, quantiles = (tensors[name] for name in _NOVELTY)
+    used, dim = len(tensors["positions"]), manifest.classifier.dim
+    fits = (
+        means.shape == (2, used, dim)
+        and basis.shape == (used, variances.shape[1], dim)
+        and variances.shape[0] == used
+        and rest.shape == (used,)
+        and len(quantiles) >= 1
+        and bool((variances.astype(np.float64) > 0).all())
+        and bool((rest.astype(np.float64) > 0).all())
+        and bool((np.diff(quantiles.astype(np.float64)) >= 0).all())
+    )
+    if not fits:
+        raise BundleCorruptError(f"{path / PROTOTYPES} has tensors of novelty of the wrong shape", path)
+    return Novelty(
+        means.astype(np.float64),
+        basis.astype(np.float32),
+        variances.astype(np.float64),
+        rest.astype(np.float64),
+        quantiles.astype(np.float64),
     )

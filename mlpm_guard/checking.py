@@ -23,7 +23,9 @@ from mlpm_guard.errors import (
     PromptBlocked,
     ResponseBlocked,
 )
-from mlpm_guard.judging import Evidence, Judge, Reading
+from mlpm_guard.explaining import explained
+from mlpm_guard.explanation import Explanation
+from mlpm_guard.judging import Evidence, Examined, Judge, Reading
 from mlpm_guard.model import Model
 from mlpm_guard.options import is_number, require_choice
 from mlpm_guard.policy import OnError, Policy
@@ -98,6 +100,7 @@ class Checker:
     def _start(self) -> None:
         self._lock = threading.RLock()
         self._verdicts: Runner[Verdict] = Runner(self._judge_inputs, self._failed)
+        self._explanations: Runner[Explanation] = Runner(self._explain_inputs, self._not_explained)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _CHOICES:
@@ -114,7 +117,7 @@ class Checker:
         super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in {"_lock", "_verdicts"}}
+        return {name: value for name, value in self.__dict__.items() if name not in {"_lock", "_verdicts", "_explanations"}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -191,6 +194,23 @@ class Checker:
         """`enforce` without blocking the event loop."""
         require_choice("on_review", on_review, ("pass", "block"))
         return self._enforced((await self.acheck(conversation)).resolved(on_review))
+
+    def explain(self, conversation: ConversationLike) -> Explanation:
+        """Everything behind the verdict on a conversation: every judged piece, and distances to the classes. Holds no text.
+
+        Args:
+            conversation: see `check`.
+
+        Raises:
+            MlpmGuardError: as in `check`.
+        """
+        self._prepare()
+        return self._explanations.run([conversation], self.timeout)[0]
+
+    async def aexplain(self, conversation: ConversationLike) -> Explanation:
+        """`explain` without blocking the event loop."""
+        await self._ready()
+        return (await self._explanations.arun([conversation], self.timeout))[0]
 
     # -- state --------------------------------------------------------------------------------------------------------------
 
@@ -271,8 +291,14 @@ class Checker:
 
         Raises:
             NotFittedError: the guard was neither fitted nor loaded.
+            ConfigurationError: verdicts are to be reviewed by their novelty, which this guard does not measure.
         """
         model = self._known()
+        if self.review is not None and self.review.novelty is not None and not self._measures_novelty():
+            raise ConfigurationError(
+                "review: this guard does not measure novelty. Call measure_novelty(), which needs its statistics, or fit it on "
+                "more prompts, or leave novelty out"
+            )
         scorer, bundle = model.scorer, model.bundle
         known = bundle.manifest.encoder.layers if bundle is not None else self._encoder.layers
         return Policy(
@@ -285,6 +311,7 @@ class Checker:
             bundle_id=None if bundle is None or not model.saved else bundle.bundle_id,
             rules=self.rules,
             review=self.review,
+            novelty=model.novelty,
         )
 
     # -- how ----------------------------------------------------------------------------------------------------------------
@@ -302,8 +329,32 @@ class Checker:
 
     def _judge_slice(self, inputs: Sequence[ConversationLike], cancelled: threading.Event) -> list[Verdict | MlpmGuardError]:
         policy = self.policy()
+        results, asked = self._asked(policy, inputs)
+        judged = iter(zip(asked, self._evidence(policy, asked, cancelled), strict=True))
+        return [result if result is not None else policy.settle(*next(judged)) for result in results]
+
+    def _explain_inputs(
+        self, inputs: Sequence[ConversationLike], cancelled: threading.Event
+    ) -> list[Explanation | MlpmGuardError]:
+        """Explanations, or with `on_error="raise"` errors, in order."""
+        policy = self.policy()
+        results, asked = self._asked(policy, inputs)
+        examined = iter(zip(asked, self._examined(policy, asked, cancelled), strict=True))
+        return [
+            explained(policy, *next(examined))
+            if result is None
+            else result
+            if isinstance(result, MlpmGuardError)
+            else Explanation(verdict=result)
+            for result in results
+        ]
+
+    def _asked(
+        self, policy: Policy, inputs: Sequence[ConversationLike]
+    ) -> tuple[list[Verdict | MlpmGuardError | None], list[Conversation]]:
+        """What is known of the inputs before a model is asked, None where nothing is, and the conversations to ask it about."""
         results: list[Verdict | MlpmGuardError | None] = []
-        parsed: list[Conversation] = []
+        asked: list[Conversation] = []
         for value in inputs:
             try:
                 conversation = Conversation.parse(value, target=self.target)
@@ -314,17 +365,31 @@ class Checker:
             else:
                 results.append(ruled := policy.ruled(conversation))
                 if ruled is None:
-                    parsed.append(conversation)
-        judged = iter(zip(parsed, self._evidence(policy, parsed, cancelled), strict=True))
-        return [result if result is not None else policy.settle(*next(judged)) for result in results]
+                    asked.append(conversation)
+        return results, asked
 
     def _evidence(
         self, policy: Policy, conversations: Sequence[Conversation], cancelled: threading.Event
     ) -> Sequence[Evidence | MlpmGuardError]:
-        return Judge(self._encoder, policy.scorer, policy.layers, self._reading(), cancelled).judge(conversations)
+        return self._judge(policy, cancelled).judge(conversations)
+
+    def _examined(
+        self, policy: Policy, conversations: Sequence[Conversation], cancelled: threading.Event
+    ) -> Sequence[Examined | MlpmGuardError]:
+        return self._judge(policy, cancelled).examine(conversations)
+
+    def _judge(self, policy: Policy, cancelled: threading.Event) -> Judge:
+        return Judge(self._encoder, policy.scorer, policy.novelty, policy.layers, self._reading(), cancelled)
+
+    def _measures_novelty(self) -> bool:
+        return self._known().novelty is not None
 
     def _failed(self, error: MlpmGuardError) -> Verdict | MlpmGuardError:
         return self.policy().failed(error)
+
+    def _not_explained(self, error: MlpmGuardError) -> Explanation | MlpmGuardError:
+        failed = self._failed(error)
+        return failed if isinstance(failed, MlpmGuardError) else Explanation(verdict=failed)
 
     def _enforced(self, verdict: Verdict) -> Verdict:
         if verdict.action is Action.BLOCK:

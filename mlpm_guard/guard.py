@@ -13,6 +13,7 @@ import numpy as np
 from mlpm_guard.checking import Checker
 from mlpm_guard.conversation import ConversationLike
 from mlpm_guard.encoders.base import Encoder
+from mlpm_guard.errors import DataError
 from mlpm_guard.lineage import Change
 from mlpm_guard.model import Model
 from mlpm_guard.policy import OnError
@@ -110,7 +111,7 @@ class Guard(Checker):
             rules=None if manifest.rules is None else Rules.from_saved(manifest.rules),
             review=manifest.review,
         )
-        guard._model = Model(bundle.scorer, bundle, manifest.calibration, parent=bundle)
+        guard._model = Model(bundle.scorer, bundle.novelty, bundle, manifest.calibration, parent=bundle)
         guard._checked = False
         if encoder is not None:
             guard.load()
@@ -248,6 +249,27 @@ class Guard(Checker):
                 self._adopt(classifier, Change(kind="forget", prompts=counted.number))
         return self
 
+    def measure_novelty(self) -> Self:
+        """Measure what is usual among the training prompts, for a guard that was saved before novelty was measured.
+
+        Needs the statistics only: nothing is encoded, and scores stay what they are, to the last bit. Fitting measures it, and
+        so do `partial_fit` and `forget`.
+
+        Raises:
+            NotFittedError: the guard was neither fitted nor loaded.
+            BundleError: the guard was saved without statistics.
+            DataError: a class has too few prompts for a percentile to mean anything.
+        """
+        from mlpm_guard.prototypes.covariance import FEWEST, fit_novelty
+
+        with self._lock:
+            model = self._known()
+            novelty = fit_novelty(self._trainable().statistics_, model.scorer.positions)
+            if novelty is None:
+                raise DataError(f"novelty needs at least {FEWEST} different prompts of each class")
+            self._model = model.changed(Change(kind="novelty"), novelty=novelty)
+        return self
+
     def calibrate(
         self,
         prompts: Iterable[ConversationLike],
@@ -331,7 +353,7 @@ class Guard(Checker):
                 _log.warning("the guard has learned something else and is no longer calibrated: call calibrate again")
             self._classifier = classifier
             before = self._model
-            after = Model(classifier.scorer_, None)
+            after = Model(classifier.scorer_, classifier.novelty_, None)
             if change is not None and before is not None:
                 after = after._replace(parent=before.parent, changes=(*before.changes, change))
             self._model = after

@@ -9,13 +9,14 @@ import logging
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from mlpm_guard.conversation import Conversation, Message
 from mlpm_guard.encoders.base import Encoder
 from mlpm_guard.errors import EncoderError, GuardTimeoutError, MlpmGuardError, NonFiniteError
+from mlpm_guard.prototypes.novelty import Novelty
 from mlpm_guard.prototypes.scorer import Array, LayerScorer
 from mlpm_guard.verdict import Target, WindowEvidence
 from mlpm_guard.windows import Spans, cut
@@ -35,14 +36,16 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the deciding piece of a conversation says.
+    """What a piece of a conversation says; of all pieces, the deciding one.
 
     Attributes:
         log_odds: of the score, in nats, fragment margin deducted.
         layer_log_odds: of every used layer, shape (used,).
         margin: log-odds deducted because the piece is a fragment.
-        where: the deciding piece.
+        where: the piece.
         windows: pieces judged.
+        distances: squared Mahalanobis distances to the classes, shape (classes, used); None when not measured.
+        novelty: their percentile among those of training prompts; None when not measured.
     """
 
     log_odds: float
@@ -50,6 +53,33 @@ class Evidence:
     margin: float
     where: WindowEvidence
     windows: int
+    distances: Array | None = field(default=None, repr=False)
+    novelty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """Evidence on every piece of a conversation.
+
+    Attributes:
+        pieces: in order.
+        decisive: index of the one that decides.
+    """
+
+    pieces: tuple[Evidence, ...]
+    decisive: int
+
+    @property
+    def deciding(self) -> Evidence:
+        """What `Judge.judge` gives."""
+        return self.pieces[self.decisive]
+
+
+class _Scored(NamedTuple):
+    """What is kept of the states of a piece: layer log-odds, shape (used,), and distances, shape (classes, used), or None."""
+
+    log_odds: Array
+    distances: Array | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +240,7 @@ class Judge:
     Args:
         encoder: gives layer states.
         scorer: turns them into log-odds.
+        novelty: measures how unlike training they are, or None.
         layers: `hidden_states` indices that the scorer uses.
         reading: how conversations are read.
         cancelled: set by a caller that no longer waits; work then ends at the next chunk.
@@ -219,18 +250,30 @@ class Judge:
         self,
         encoder: Encoder,
         scorer: LayerScorer,
+        novelty: Novelty | None,
         layers: Sequence[int],
         reading: Reading,
         cancelled: threading.Event,
     ) -> None:
         self._encoder = encoder
         self._scorer = scorer
+        self._novelty = novelty
         self._layers = tuple(layers)
         self._reading = reading
         self._cancelled = cancelled
 
     def judge(self, conversations: Sequence[Conversation]) -> list[Evidence | MlpmGuardError]:
         """Evidence on every conversation, or why there is none. One that fails does not fail the others."""
+        return [self._worst(plan, scored) if isinstance(plan, list) else plan for plan, scored in self._scored(conversations)]
+
+    def examine(self, conversations: Sequence[Conversation]) -> list[Examined | MlpmGuardError]:
+        """Evidence on every piece of every conversation, or why there is none."""
+        return [self._all(plan, scored) if isinstance(plan, list) else plan for plan, scored in self._scored(conversations)]
+
+    def _scored(
+        self, conversations: Sequence[Conversation]
+    ) -> list[tuple[list[Unit] | MlpmGuardError, list[_Scored | MlpmGuardError]]]:
+        """Pieces of every conversation, or why there are none, and what each of them got."""
         plans: list[list[Unit] | MlpmGuardError] = []
         spans = self._spans(conversations)
         for conversation in conversations:
@@ -246,10 +289,7 @@ class Judge:
             if not isinstance(plan, MlpmGuardError):
                 pending.update(zip(of_plan, (unit.conversation for unit in plan), strict=True))
         scored = self._score(pending)
-        return [
-            plan if isinstance(plan, MlpmGuardError) else self._worst(plan, [scored[key] for key in of_plan])
-            for plan, of_plan in zip(plans, keys, strict=True)
-        ]
+        return [(plan, [scored[key] for key in of_plan]) for plan, of_plan in zip(plans, keys, strict=True)]
 
     def _spans(self, conversations: Sequence[Conversation]) -> TokenSpans:
         spans = TokenSpans(self._encoder)
@@ -259,9 +299,9 @@ class Judge:
             return TokenSpans(self._encoder)
         return spans
 
-    def _score(self, pending: dict[bytes, Conversation]) -> dict[bytes, Array | MlpmGuardError]:
-        """Layer log-odds of every different piece."""
-        scored: dict[bytes, Array | MlpmGuardError] = {}
+    def _score(self, pending: dict[bytes, Conversation]) -> dict[bytes, _Scored | MlpmGuardError]:
+        """What every different piece gets."""
+        scored: dict[bytes, _Scored | MlpmGuardError] = {}
         items = list(pending.items())
         # Pieces of like length share a chunk, so that batches of the encoder stay full.
         items.sort(key=lambda item: len(item[0]))
@@ -271,7 +311,7 @@ class Judge:
             scored.update(zip((key for key, _ in chunk), results, strict=True))
         return scored
 
-    def _encode(self, conversations: Sequence[Conversation]) -> list[Array | MlpmGuardError]:
+    def _encode(self, conversations: Sequence[Conversation]) -> list[_Scored | MlpmGuardError]:
         if self._cancelled.is_set():
             return [GuardTimeoutError("the caller stopped waiting")] * len(conversations)
         try:
@@ -279,6 +319,7 @@ class Judge:
             if states.shape != (len(conversations), *self._scorer.weights.shape):
                 raise EncoderError(f"the encoder returned states of shape {states.shape}")
             log_odds = self._scorer.log_odds(states)
+            distances = [None] * len(states) if self._novelty is None else list(self._novelty.distances(states))
         except Exception as error:  # noqa: BLE001  (fails closed, whatever an encoder raises)
             if len(conversations) > 1:
                 # One bad item, or too little memory: halves find the former and survive the latter.
@@ -287,22 +328,53 @@ class Judge:
             return [error if isinstance(error, MlpmGuardError) else _wrapped(error)]
         finite = np.asarray(np.isfinite(log_odds).all(axis=1))
         return [
-            row if good else NonFiniteError("the encoder's states give a score that is not a number")
-            for row, good in zip(log_odds, finite.tolist(), strict=True)
+            _Scored(row, distance) if good else NonFiniteError("the encoder's states give a score that is not a number")
+            for row, distance, good in zip(log_odds, distances, finite.tolist(), strict=True)
         ]
 
-    def _worst(self, plan: Sequence[Unit], results: Sequence[Array | MlpmGuardError]) -> Evidence | MlpmGuardError:
-        rows: list[Array] = []
+    def _worst(self, plan: Sequence[Unit], results: Sequence[_Scored | MlpmGuardError]) -> Evidence | MlpmGuardError:
+        summed = self._summed(plan, results)
+        return summed if isinstance(summed, MlpmGuardError) else self._evidence(plan, summed, int(summed.log_odds.argmax()))
+
+    def _all(self, plan: Sequence[Unit], results: Sequence[_Scored | MlpmGuardError]) -> Examined | MlpmGuardError:
+        summed = self._summed(plan, results)
+        if isinstance(summed, MlpmGuardError):
+            return summed
+        pieces = tuple(self._evidence(plan, summed, index) for index in range(len(plan)))
+        return Examined(pieces, int(summed.log_odds.argmax()))
+
+    def _summed(self, plan: Sequence[Unit], results: Sequence[_Scored | MlpmGuardError]) -> _Summed | MlpmGuardError:
+        rows: list[_Scored] = []
         for result in results:
             if isinstance(result, MlpmGuardError):
                 return result  # a piece that was not judged is a conversation that was not judged
             rows.append(result)
-        layer_log_odds = np.stack(rows)
-        log_odds = self._scorer.aggregate(layer_log_odds)
+        log_odds = self._scorer.aggregate(np.stack([row.log_odds for row in rows]))
         margins = _margins([unit.where for unit in plan], log_odds, self._reading.fragment_margin, self._scorer.levels)
-        log_odds = log_odds - margins
-        worst = int(log_odds.argmax())
-        return Evidence(float(log_odds[worst]), layer_log_odds[worst], float(margins[worst]), plan[worst].where, len(plan))
+        return _Summed(rows, log_odds - margins, margins)
+
+    def _evidence(self, plan: Sequence[Unit], summed: _Summed, index: int) -> Evidence:
+        row = summed.rows[index]
+        novelty = None
+        if self._novelty is not None and row.distances is not None:
+            novelty = float(self._novelty.percentile(row.distances[None])[0])
+        return Evidence(
+            float(summed.log_odds[index]),
+            row.log_odds,
+            float(summed.margins[index]),
+            plan[index].where,
+            len(plan),
+            row.distances,
+            novelty,
+        )
+
+
+class _Summed(NamedTuple):
+    """The pieces of one conversation: rows, log-odds with margins deducted, and the margins, each of shape (pieces,)."""
+
+    rows: list[_Scored]
+    log_odds: Array
+    margins: Array
 
 
 def _margins(where: Sequence[WindowEvidence], log_odds: Array, share: float, levels: tuple[float, float]) -> Array:

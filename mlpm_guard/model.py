@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlpm_guard.lineage import Change
+from mlpm_guard.prototypes.novelty import Novelty
 from mlpm_guard.prototypes.scorer import LayerScorer
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ class Model(NamedTuple):
 
     Attributes:
         scorer: turns layer states into log-odds.
+        novelty: measures how unlike training states are; None where it was not fitted.
         bundle: where it was loaded from or saved to; None for what was learned since.
         calibration: how threshold and probabilities were calibrated, or None.
         parent: the bundle that it was loaded from or saved to last; changes count from there.
@@ -24,6 +26,7 @@ class Model(NamedTuple):
     """
 
     scorer: LayerScorer
+    novelty: Novelty | None
     bundle: Bundle | None
     calibration: Calibration | None = None
     parent: Bundle | None = None

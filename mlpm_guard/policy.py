@@ -13,6 +13,7 @@ import numpy.typing as npt
 from mlpm_guard.conversation import Conversation
 from mlpm_guard.errors import EncoderError, InputError, MlpmGuardError, NonFiniteError
 from mlpm_guard.judging import Evidence
+from mlpm_guard.prototypes.novelty import Novelty
 from mlpm_guard.prototypes.scorer import LayerScorer, sigmoid
 from mlpm_guard.review import Review
 from mlpm_guard.rules import Rules
@@ -34,6 +35,7 @@ class Policy:
 
     Attributes:
         scorer: what scored.
+        novelty: what measured novelty, or None.
         layers: `hidden_states` indices of its layers.
         threshold: probability from which a verdict is flagged.
         target: which turn was judged.
@@ -54,6 +56,7 @@ class Policy:
     bundle_id: str | None
     rules: Rules | None = None
     review: Review | None = None
+    novelty: Novelty | None = None
     on_review: OnReview = "pass"
 
     def judge(
@@ -82,15 +85,24 @@ class Policy:
         try:
             layer_log_odds = self.scorer.log_odds(states)
             scores = self.scorer.aggregate(layer_log_odds)
+            distances, novelty = self._measured(states)
         except Exception as error:  # noqa: BLE001  (fails closed, whatever went wrong)
             failure = EncoderError(f"scoring failed ({type(error).__name__})")
             return [failure] * len(conversations)
         return [
-            Evidence(float(score), row, 0.0, where, 1)
+            Evidence(float(score), row, 0.0, where, 1, distance, percentile)
             if np.isfinite(row).all()
             else NonFiniteError("the model's states give a score that is not a number")
-            for score, row in zip(scores, layer_log_odds, strict=True)
+            for score, row, distance, percentile in zip(scores, layer_log_odds, distances, novelty, strict=True)
         ]
+
+    def _measured(
+        self, states: npt.NDArray[np.floating]
+    ) -> tuple[Sequence[npt.NDArray[np.float64] | None], Sequence[float | None]]:
+        if self.novelty is None:
+            return [None] * len(states), [None] * len(states)
+        distances = self.novelty.distances(states)
+        return list(distances), self.novelty.percentile(distances).tolist()
 
     def ruled(self, conversation: Conversation) -> Verdict | MlpmGuardError | None:
         """The verdict where a rule decides; None where the scorer is to be asked."""
@@ -121,31 +133,35 @@ class Policy:
         """The verdict on a conversation; with `on_error="raise"` the error, for the caller to raise."""
         if isinstance(evidence, MlpmGuardError):
             return self.failed(evidence, conversation.not_judged)
-        score = float(sigmoid(np.array(evidence.log_odds)))
+        score = probability(evidence)
         flagged = score >= self.threshold
-        probabilities = sigmoid(evidence.layer_log_odds)
-        columns = (
-            self.layers,
-            evidence.layer_log_odds.tolist(),
-            probabilities.tolist(),
-            self.scorer.layer_weights.tolist(),
-        )
         return Verdict(
             flagged=flagged,
             score=score,
             threshold=self.threshold,
-            action=self._action(flagged, score, None),
-            layers=tuple(
-                LayerEvidence(layer=layer, log_odds=g, probability=p, weight=w, contribution=w * p)
-                for layer, g, p, w in zip(*columns, strict=True)
-            ),
+            action=self._action(flagged, score, evidence.novelty),
+            layers=self.layer_evidence(evidence),
             intercept=self.scorer.intercept - evidence.margin,
+            novelty=evidence.novelty,
             window=evidence.where,
             windows=evidence.windows,
             not_judged=conversation.not_judged,
             target=self.target,
             mode=self.mode,
             bundle_id=self.bundle_id,
+        )
+
+    def layer_evidence(self, evidence: Evidence) -> tuple[LayerEvidence, ...]:
+        """What every layer adds to the evidence's log-odds."""
+        columns = (
+            self.layers,
+            evidence.layer_log_odds.tolist(),
+            sigmoid(evidence.layer_log_odds).tolist(),
+            self.scorer.layer_weights.tolist(),
+        )
+        return tuple(
+            LayerEvidence(layer=layer, log_odds=g, probability=p, weight=w, contribution=w * p)
+            for layer, g, p, w in zip(*columns, strict=True)
         )
 
     def _action(self, flagged: bool, score: float, novelty: float | None) -> Action:
@@ -175,6 +191,11 @@ class Policy:
             mode=self.mode,
             bundle_id=self.bundle_id,
         )
+
+
+def probability(evidence: Evidence) -> float:
+    """The score that evidence gives."""
+    return float(sigmoid(np.array(evidence.log_odds)))
 
 
 def worse(one: Verdict, other: Verdict) -> Verdict:

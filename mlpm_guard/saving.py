@@ -70,7 +70,7 @@ def save(
             "notes": kept if notes is None else dict(notes),
         }
     )
-    return bundles.save(path, manifest, model.scorer, tensors)
+    return bundles.save(path, manifest, model.scorer, model.novelty, tensors)
 
 
 def lineage(model: Model, settings: Mapping[str, Any]) -> tuple[Ancestor, ...]:

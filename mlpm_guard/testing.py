@@ -21,7 +21,7 @@ from mlpm_guard.conversation import Conversation, ConversationLike
 from mlpm_guard.encoders.base import Encoder, EncoderIdentity, States
 from mlpm_guard.errors import ConfigurationError, EncoderError, MlpmGuardError
 from mlpm_guard.guard import Guard
-from mlpm_guard.judging import Evidence
+from mlpm_guard.judging import Evidence, Examined
 from mlpm_guard.model import Model
 from mlpm_guard.policy import Policy
 from mlpm_guard.prototypes.scorer import LayerScorer
@@ -156,6 +156,7 @@ class MockGuard(Guard):
     Args:
         flag: called with the text of the turn that is judged (the last user turn, or the answer): True, or a probability at or
             above the threshold, flags it. By default nothing is flagged. May raise, to test failures.
+        novelty: called with the same text; its percentile of novelty, in [0, 1]. By default novelty is not measured.
         delay: seconds that a batch takes.
         options: of `Guard`: target, threshold, mode, on_error, timeout, max_chars, rules, review.
 
@@ -166,11 +167,21 @@ class MockGuard(Guard):
 
     reads_states: ClassVar[bool] = False
 
-    def __init__(self, flag: Callable[[str], bool | float] | None = None, *, delay: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self,
+        flag: Callable[[str], bool | float] | None = None,
+        *,
+        novelty: Callable[[str], float] | None = None,
+        delay: float = 0.0,
+        **options: Any,
+    ) -> None:
         if flag is not None and not callable(flag):
             raise ConfigurationError("flag: a function from text to bool or probability")
+        if novelty is not None and not callable(novelty):
+            raise ConfigurationError("novelty: a function from text to a percentile")
         super().__init__(MockEncoder(), **options)
         self._flag = flag or _never
+        self._novelty = novelty
         self._delay = delay
         self.calls: list[int] = []
         zeros = np.zeros((1, self._encoder.dim))
@@ -178,6 +189,7 @@ class MockGuard(Guard):
             LayerScorer(
                 np.array([0]), zeros, np.zeros(1), np.array([2 * _SEPARATION]), -_SEPARATION, (-_SEPARATION, _SEPARATION)
             ),
+            None,
             None,
         )
 
@@ -196,6 +208,15 @@ class MockGuard(Guard):
             cancelled.wait(self._delay)
         return self._judge_all(policy, conversations)
 
+    def _examined(
+        self, policy: Policy, conversations: Sequence[Conversation], cancelled: threading.Event
+    ) -> Sequence[Examined | MlpmGuardError]:
+        found = self._evidence(policy, conversations, cancelled)
+        return [each if isinstance(each, MlpmGuardError) else Examined((each,), 0) for each in found]
+
+    def _measures_novelty(self) -> bool:
+        return self._novelty is not None
+
     def _judge_all(self, policy: Policy, conversations: Sequence[Conversation]) -> list[Evidence | MlpmGuardError]:
         self.calls.append(len(conversations))
         return [self._judged(policy, conversation) for conversation in conversations]
@@ -204,6 +225,7 @@ class MockGuard(Guard):
         try:
             text = conversation.messages[conversation.turn_index(policy.target)].content
             answer = self._flag(text)
+            novelty = None if self._novelty is None else float(self._novelty(text))
         except MlpmGuardError as error:
             return error
         except Exception as error:  # noqa: BLE001  (fails closed, as a real guard does)
@@ -217,7 +239,7 @@ class MockGuard(Guard):
         share = float(np.clip(share, 1e-9, 1.0 - 1e-9))
         log_odds = np.array([np.log(share) - np.log1p(-share)])
         where = WindowEvidence(view="turn", form="raw", kind="whole", index=0, count=1)
-        return Evidence(float(scorer.aggregate(log_odds[None])[0]), log_odds, 0.0, where, 1)
+        return Evidence(float(scorer.aggregate(log_odds[None])[0]), log_odds, 0.0, where, 1, None, novelty)
 
 
 def _never(_text: str) -> bool:

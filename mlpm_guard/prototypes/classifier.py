@@ -18,8 +18,10 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from mlpm_guard.errors import ConfigurationError, DataError, NotFittedError
+from mlpm_guard.prototypes.covariance import fit_novelty
 from mlpm_guard.prototypes.discriminant import fit_discriminants, out_of_fold_log_odds
 from mlpm_guard.prototypes.ledger import Keys
+from mlpm_guard.prototypes.novelty import Novelty
 from mlpm_guard.prototypes.scorer import Array, LayerScorer, sigmoid
 from mlpm_guard.prototypes.statistics import CLASSES, PrototypeStatistics
 
@@ -33,13 +35,16 @@ class Fitted:
     Attributes:
         scorer: what scoring needs: the layers with a non-zero weight.
         weights: aggregation weight of every layer, shape (layers,).
-        discriminants: weights (layers, dim) and biases (layers,) of every layer.
+        coef: discriminant weights of every layer, shape (layers, dim).
+        biases: discriminant biases of every layer, shape (layers,).
+        novelty: distances to the classes at the used layers; None after a fit on very few prompts.
     """
 
     scorer: LayerScorer
     weights: Array
     coef: Array
     biases: Array
+    novelty: Novelty | None
 
 
 class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -97,8 +102,16 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.update(X, y, keys)
         return self.refit() if self._enough() else self
 
-    def forget(self, X: npt.ArrayLike, y: npt.ArrayLike, keys: npt.ArrayLike | None = None) -> Self:
-        """Unlearn states: statistics and discriminants are then what they were without them. Arguments as in `fit`.
+    def forget(
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        keys: npt.ArrayLike | None = None,
+        categories: Sequence[str | None] | None = None,
+    ) -> Self:
+        """Unlearn states: statistics and discriminants are then what they were without them. Arguments as in `update`.
+
+        Without `categories`, prompts leave the category that they were learned in.
 
         Raises:
             UnknownPromptError: one was never learned under that label; nothing has changed then.
@@ -116,7 +129,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     raise DataError(
                         f"forgetting these would leave {left} prompts of class {label}; at least {_MIN_PROMPTS} must stay"
                     )
-            statistics.forget(states, labels, ids)
+            statistics.forget(states, labels, ids, categories)
         return self.refit()
 
     def merge(self, other: PrototypeClassifier) -> Self:
@@ -126,11 +139,20 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.statistics_ = self.statistics_.merge(theirs) if hasattr(self, "statistics_") else copy.deepcopy(theirs)
         return self.refit() if self._enough() else self
 
-    def update(self, X: npt.ArrayLike, y: npt.ArrayLike, keys: npt.ArrayLike | None = None) -> Self:
-        """Collect statistics without refitting; `refit` makes them count. For streaming fits."""
+    def update(
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        keys: npt.ArrayLike | None = None,
+        categories: Sequence[str | None] | None = None,
+    ) -> Self:
+        """Collect statistics without refitting; `refit` makes them count. For streaming fits.
+
+        Arguments as in `fit`; `categories` holds a category or None for every prompt, None for a safe one.
+        """
         states, labels, ids = self._read(X, y, keys)
         with self._lock():
-            self._statistics(states).update(states, labels, ids)
+            self._statistics(states).update(states, labels, ids, categories)
         return self
 
     def refit(self) -> Self:
@@ -168,7 +190,8 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 intercept=intercept,
                 levels=(float(np.median(scores[labels == 0])), float(np.median(scores[labels == 1]))),
             )
-            self.fitted_ = Fitted(scorer, weights, discriminants.weights, discriminants.biases)
+            novelty = fit_novelty(statistics, used)
+            self.fitted_ = Fitted(scorer, weights, discriminants.weights, discriminants.biases, novelty)
         return self
 
     def move(self, scorer: LayerScorer, before: PrototypeStatistics) -> Self:
@@ -188,7 +211,8 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             after = moved(scorer, fit_discriminants(before), discriminants)
             weights = np.zeros(statistics.layers)
             weights[after.positions] = after.layer_weights
-            self.fitted_ = Fitted(after, weights, discriminants.weights, discriminants.biases)
+            novelty = fit_novelty(statistics, after.positions)
+            self.fitted_ = Fitted(after, weights, discriminants.weights, discriminants.biases, novelty)
         return self
 
     def reset(self) -> Self:
@@ -224,6 +248,11 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def scorer_(self) -> LayerScorer:
         """What scoring needs, of the used layers only."""
         return self._fitted().scorer
+
+    @property
+    def novelty_(self) -> Novelty | None:
+        """Distances to the classes at the used layers; None after a fit on very few prompts."""
+        return self._fitted().novelty
 
     @property
     def classes_(self) -> npt.NDArray[np.int64]:

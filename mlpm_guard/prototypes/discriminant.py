@@ -41,10 +41,14 @@ class Discriminants:
 
 
 @dataclass(frozen=True)
-class _Moments:
+class Moments:
     """What one layer's discriminant is made of.
 
-    The scatter is the upper triangle of a new (dim, dim) matrix, or a factor (m, dim) whose Gram matrix it is.
+    Attributes:
+        count: prompts.
+        means: shape (classes, dim).
+        upper: the scatter's upper triangle in a new (dim, dim) matrix, or None.
+        factor: shape (m, dim), m below dim; the scatter is its Gram matrix. None where `upper` is not.
     """
 
     count: float
@@ -59,7 +63,7 @@ def fit_discriminants(statistics: PrototypeStatistics) -> Discriminants:
     Raises:
         DataError: no layer varies.
     """
-    return _solve_layers(statistics, (_moments(statistics, layer, {}) for layer in range(statistics.layers)))
+    return _solve_layers(statistics, (moments(statistics, layer, {}) for layer in range(statistics.layers)))
 
 
 def out_of_fold_log_odds(statistics: PrototypeStatistics, folds: int) -> tuple[Array, npt.NDArray[np.int64], Array]:
@@ -83,43 +87,43 @@ def out_of_fold_log_odds(statistics: PrototypeStatistics, folds: int) -> tuple[A
         for fold in range(folds):
             chosen = assigned == fold
             left_out = {} if folds == 1 else {label: of_class[fold::folds] for label, of_class in held}
-            weights, bias = _solve(_moments(statistics, layer, left_out), statistics.dim)
+            weights, bias = _solve(moments(statistics, layer, left_out), statistics.dim)
             log_odds[chosen, layer] = rows[chosen] @ weights + bias
     return log_odds, labels, times
 
 
-def _solve_layers(statistics: PrototypeStatistics, moments: Iterator[_Moments]) -> Discriminants:
-    solved = [_solve(each, statistics.dim) for each in moments]
+def _solve_layers(statistics: PrototypeStatistics, layers: Iterator[Moments]) -> Discriminants:
+    solved = [_solve(each, statistics.dim) for each in layers]
     weights = np.stack([weights for weights, _ in solved])
     if not weights.any():
         raise DataError("the layer states of the training prompts do not differ; there is nothing to learn from")
     return Discriminants(weights, np.array([bias for _, bias in solved]))
 
 
-def _solve(moments: _Moments, dim: int) -> tuple[Array, float]:
-    delta = moments.means[1] - moments.means[0]
-    if moments.upper is not None:
-        trace = float(np.trace(moments.upper))
+def _solve(of_layer: Moments, dim: int) -> tuple[Array, float]:
+    delta = of_layer.means[1] - of_layer.means[0]
+    if of_layer.upper is not None:
+        trace = float(np.trace(of_layer.upper))
     else:
-        assert moments.factor is not None
-        trace = float(np.einsum("md,md->", moments.factor, moments.factor))
-    ridge = trace / (moments.count - 1)
-    size = float(np.abs(moments.means).max())
+        assert of_layer.factor is not None
+        trace = float(np.einsum("md,md->", of_layer.factor, of_layer.factor))
+    ridge = trace / (of_layer.count - 1)
+    size = float(np.abs(of_layer.means).max())
     if not ridge > dim * (np.finfo(np.float32).eps * size) ** 2 * 1e-3:
         return np.zeros(dim), 0.0
-    if moments.upper is not None:
-        moments.upper.flat[:: dim + 1] += ridge
-        factored = cho_factor(moments.upper.T, lower=True, overwrite_a=True, check_finite=False)
+    if of_layer.upper is not None:
+        of_layer.upper.flat[:: dim + 1] += ridge
+        factored = cho_factor(of_layer.upper.T, lower=True, overwrite_a=True, check_finite=False)
         weights = dim * cho_solve(factored, delta, check_finite=False)
     else:
-        factor = moments.factor
+        factor = of_layer.factor
         assert factor is not None
         gram = factor @ factor.T + ridge * np.eye(len(factor))
         weights = dim / ridge * (delta - factor.T @ cho_solve(cho_factor(gram, lower=True), factor @ delta))
-    return weights, float(-0.5 * weights @ (moments.means[1] + moments.means[0]))
+    return weights, float(-0.5 * weights @ (of_layer.means[1] + of_layer.means[0]))
 
 
-def _moments(statistics: PrototypeStatistics, layer: int, left_out: dict[int, list[int]]) -> _Moments:
+def moments(statistics: PrototypeStatistics, layer: int, left_out: dict[int, list[int]]) -> Moments:
     """Count, means and scatter of one layer, without the rows named by key."""
     count = 0.0
     means = np.zeros((len(CLASSES), statistics.dim))
@@ -144,14 +148,14 @@ def _moments(statistics: PrototypeStatistics, layer: int, left_out: dict[int, li
     factor = np.concatenate(factors) if factors else np.zeros((0, statistics.dim))
     if statistics.upper is None:
         if len(factor) < statistics.dim:
-            return _Moments(count, means, None, factor)
+            return Moments(count, means, None, factor)
         upper = np.zeros((statistics.dim, statistics.dim))
     else:
         upper = statistics.upper[layer].copy()
     add_gram(upper, factor)
     for rows in removed:
         add_gram(upper, rows, -1.0)
-    return _Moments(count, means, upper, None)
+    return Moments(count, means, upper, None)
 
 
 def _downdate(of_class: ClassStatistics, layer: int, without: list[int]) -> tuple[float, Array, Array]:

@@ -1,0 +1,56 @@
+"""From evidence to an explanation, beside the verdict that follows from the same evidence."""
+
+from __future__ import annotations
+
+from mlpm_guard.conversation import Conversation
+from mlpm_guard.errors import MlpmGuardError
+from mlpm_guard.explanation import Explanation, LayerDistance, PrototypeDistance, WindowExplanation
+from mlpm_guard.judging import Evidence, Examined
+from mlpm_guard.policy import Policy, probability
+
+_CLASSES = ("safe", "unsafe")
+
+
+def explained(policy: Policy, conversation: Conversation, examined: Examined | MlpmGuardError) -> Explanation | MlpmGuardError:
+    """The explanation of a conversation; with `on_error="raise"` the error, for the caller to raise."""
+    if isinstance(examined, MlpmGuardError):
+        failed = policy.failed(examined, conversation.not_judged)
+        return failed if isinstance(failed, MlpmGuardError) else Explanation(verdict=failed)
+    verdict = policy.settle(conversation, examined.deciding)
+    if isinstance(verdict, MlpmGuardError):
+        return verdict
+    return Explanation(
+        verdict=verdict,
+        windows=tuple(_window(policy, each, decides=index == examined.decisive) for index, each in enumerate(examined.pieces)),
+        prototypes=_prototypes(policy, examined.deciding),
+    )
+
+
+def _window(policy: Policy, evidence: Evidence, *, decides: bool) -> WindowExplanation:
+    return WindowExplanation(
+        where=evidence.where,
+        score=probability(evidence),
+        log_odds=evidence.log_odds,
+        layers=policy.layer_evidence(evidence),
+        intercept=policy.scorer.intercept - evidence.margin,
+        margin=evidence.margin,
+        novelty=evidence.novelty,
+        decides=decides,
+    )
+
+
+def _prototypes(policy: Policy, evidence: Evidence) -> tuple[PrototypeDistance, ...]:
+    if evidence.distances is None:
+        return ()
+    found = [
+        PrototypeDistance(
+            name=name,
+            distance=float(of_class.sum()),
+            layers=tuple(
+                LayerDistance(layer=layer, distance=distance)
+                for layer, distance in zip(policy.layers, of_class.tolist(), strict=True)
+            ),
+        )
+        for name, of_class in zip(_CLASSES, evidence.distances, strict=True)
+    ]
+    return tuple(sorted(found, key=lambda each: each.distance))
