@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelFallbackMiddleware, ModelRetryMiddleware
 from langchain_core.caches import InMemoryCache
-from langchain_core.globals import set_llm_cache
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompt_values import ChatPromptValue
@@ -131,14 +130,6 @@ def graph(subject: Any, saver: Any) -> Any:
 
 def saved(saver: InMemorySaver) -> str:
     return repr(saver.storage) + repr(saver.writes) + repr(saver.blobs)
-
-
-@pytest.fixture
-def cache() -> Iterator[InMemoryCache]:
-    kept = InMemoryCache()
-    set_llm_cache(kept)
-    yield kept
-    set_llm_cache(None)
 
 
 # -- graphs with a memory -----------------------------------------------------------------------------------------------------

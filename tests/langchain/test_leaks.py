@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.exceptions import OutputParserException
-from langchain_core.globals import get_llm_cache, set_llm_cache
+from langchain_core.globals import get_llm_cache
 from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
@@ -82,14 +82,6 @@ def _silently(make: Callable[[], Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GuardBypassWarning)
         return make()
-
-
-@pytest.fixture
-def cache() -> Iterator[InMemoryCache]:
-    kept = InMemoryCache()
-    set_llm_cache(kept)
-    yield kept
-    set_llm_cache(None)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -134,6 +134,17 @@ async def test_a_gate_further_in_is_asked_again_but_no_model_behind_it(chain: An
 
 
 @pytest.mark.parametrize("way", ONCE)
+async def test_a_raising_model_further_in_is_asked_again_and_nothing_blocked_comes_out(way: str) -> None:
+    model, ear = ScriptedModel(answers=[ANGRY]), Ear()
+    raising = ModeratedChatModel(model=model, moderator=response_guard(), on_block="raise")
+    run = (RunnableLambda(str) | raising).with_retry(**QUICK)
+    with pytest.raises(ResponseBlockedError) as caught:
+        await WAYS[way](run, HELLO, {"callbacks": [ear]})
+    assert len(model.calls) == (6 if "batch" in way else 3)
+    assert "secret" not in f"{caught.value!r} {caught.value}" + "".join(ear.heard)
+
+
+@pytest.mark.parametrize("way", ONCE)
 async def test_an_agent_that_is_retried_asks_no_model_about_a_blocked_prompt(way: str) -> None:
     guard, model = prompt_guard(), ScriptedModel()
     agent = create_agent(model, middleware=[GuardMiddleware(guard=guard, exit_behavior="error")])

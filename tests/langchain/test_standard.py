@@ -18,8 +18,8 @@ from langchain_mlpm_guard import ChatGuarded, GuardedRetriever, ModeratedChatMod
 from langchain_tests.integration_tests import ChatModelIntegrationTests, RetrieversIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
-from tests.generation_support import make
 from tests.langchain.support import prompt_guard, response_guard
+from tests.tool_support import ToolWorld, world
 
 USAGE = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}
 
@@ -77,7 +77,7 @@ class Moderated(ModeratedChatModel):
         super().__init__(model=inner, guard=prompt_guard(), moderator=response_guard())
 
 
-class TestModeratedUnit(ChatModelUnitTests):
+class OfModerated:
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
         return Moderated
@@ -87,29 +87,40 @@ class TestModeratedUnit(ChatModelUnitTests):
         return {"model_name": "obliging"}
 
 
-class TestModeratedIntegration(ChatModelIntegrationTests):
-    @property
-    def chat_model_class(self) -> type[BaseChatModel]:
-        return Moderated
-
-    @property
-    def chat_model_params(self) -> dict[str, Any]:
-        return {"model_name": "obliging"}
+class TestModeratedUnit(OfModerated, ChatModelUnitTests):
+    pass
 
 
-_generator: list[Any] = []
+class TestModeratedIntegration(OfModerated, ChatModelIntegrationTests):
+    pass
+
+
+_world: list[ToolWorld] = []
+
+
+def obliging(prompt: str) -> str:
+    """A call of the first tool that the prompt shows, with arguments that fit; a sentence where none is asked for."""
+    _, _, shown = prompt.partition("<tools>")
+    if not shown or prompt.endswith("</tool_response><|im_end|>\n<|im_start|>assistant\n"):
+        return "Twelve trees."
+    function = json.JSONDecoder().raw_decode(shown.lstrip())[0]["function"]
+    args = {key: _fitting(spec) for key, spec in function["parameters"].get("properties", {}).items()}
+    call = json.dumps({"name": function["name"], "arguments": args}, ensure_ascii=False)
+    return f"<tool_call>\n{call}\n</tool_call>"
 
 
 class Local(ChatGuarded):
-    """A tiny random model; its guard flags nothing, and its moderator is a mock."""
+    """A tiny random model that follows a script; its guard flags nothing, and its moderator is a mock."""
 
     def __init__(self, **params: Any) -> None:
-        if not _generator:
-            _generator.append(make("llama").generator(moderator=response_guard()))
-        super().__init__(generator=_generator[0], **{**params, "max_tokens": 12})
+        if not _world:
+            _world.append(world("hermes"))
+        generator = _world[0].generator(moderator=response_guard())
+        script = {"logits_processor": _world[0].script(obliging)}
+        super().__init__(generator=generator, generation_kwargs=script, **{**params, "max_tokens": 400})
 
 
-class TestLocalUnit(ChatModelUnitTests):
+class OfLocal:
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
         return Local
@@ -118,31 +129,13 @@ class TestLocalUnit(ChatModelUnitTests):
     def chat_model_params(self) -> dict[str, Any]:
         return {"model": "tiny"}
 
-    @property
-    def has_tool_calling(self) -> bool:
-        return False
 
-    @property
-    def has_structured_output(self) -> bool:
-        return False
+class TestLocalUnit(OfLocal, ChatModelUnitTests):
+    pass
 
 
-class TestLocalIntegration(ChatModelIntegrationTests):
-    @property
-    def chat_model_class(self) -> type[BaseChatModel]:
-        return Local
-
-    @property
-    def chat_model_params(self) -> dict[str, Any]:
-        return {"model": "tiny"}
-
-    @property
-    def has_tool_calling(self) -> bool:
-        return False
-
-    @property
-    def has_structured_output(self) -> bool:
-        return False
+class TestLocalIntegration(OfLocal, ChatModelIntegrationTests):
+    pass
 
 
 class Shelf(BaseRetriever):
