@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import reduce
+from types import MethodType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from llama_index.core.schema import QueryBundle
 
 from llama_index_mlpm_guard.events import emit
-from mlpm_guard import ConfigurationError, Guard, Verdict
+from mlpm_guard import ConfigurationError, Guard, Review, Rules, Verdict
 from mlpm_guard.policy import Policy, worse
+from mlpm_guard.verdict import OnReview
 
 OnBlock: TypeAlias = Literal["replace", "raise"]
 
+_SETTINGS = (str, int, float, tuple, MethodType, Rules, Review)
 _MEMO = "_mlpm_guard_judged"
 
 
@@ -59,20 +63,23 @@ class QueryGate:
     Args:
         guard: judges the query.
         component: name of the component that acts on the verdicts.
+        on_review: what an action of "review" does: "pass", or "block".
 
     Raises:
-        ConfigurationError: the guard is none, or judges answers.
+        ConfigurationError: the guard is none, or judges answers, or `on_review` is neither.
     """
 
-    def __init__(self, guard: Guard, component: str) -> None:
+    def __init__(self, guard: Guard, component: str, on_review: OnReview = "pass") -> None:
+        choice("on_review", on_review, ("pass", "block"))
         self.guard = prompt_guard(guard)
         self._component = component
+        self._on_review: OnReview = on_review
 
     def judge(self, query: QueryBundle) -> Verdict:
         """The verdict on a query: the worst of its text and of the texts that are embedded in its place."""
         judging = _Judging(query, self.guard)
         if (known := judging.known()) is not None:
-            return known
+            return known.resolved(self._on_review)
         if len(judging.texts) == 1:
             return self._keep(judging, self.guard.check(judging.texts[0]))
         return self._keep(judging, reduce(worse, self.guard.check_batch(judging.texts)))
@@ -81,14 +88,14 @@ class QueryGate:
         """`judge` without blocking the event loop."""
         judging = _Judging(query, self.guard)
         if (known := judging.known()) is not None:
-            return known
+            return known.resolved(self._on_review)
         if len(judging.texts) == 1:
             return self._keep(judging, await self.guard.acheck(judging.texts[0]))
         return self._keep(judging, reduce(worse, await check_together(self.guard, judging.texts)))
 
     def _keep(self, judging: _Judging, verdict: Verdict) -> Verdict:
         judging.keep(verdict)
-        return emit("query", self._component, verdict)
+        return emit("query", self._component, verdict.resolved(self._on_review))
 
 
 class _Judging:
@@ -104,14 +111,18 @@ class _Judging:
         kept = self._query.__dict__.get(_MEMO)
         if not isinstance(kept, _Kept) or kept.guard is not self._guard or kept.texts != self.texts:
             return None
-        then, now = kept.policy, self._policy
-        same = then.scorer is now.scorer and (then.threshold, then.mode) == (now.threshold, now.mode)
-        return kept.verdict if same else None
+        return kept.verdict if _same(kept.policy, self._policy) else None
 
     def keep(self, verdict: Verdict) -> None:
         """Leave the verdict with the query. What could not be judged is tried again."""
         if verdict.error is None:
             self._query.__dict__[_MEMO] = _Kept(self._guard, self._policy, self.texts, verdict)
+
+
+def _same(then: Policy, now: Policy) -> bool:
+    """Whether two policies give the same verdicts: equal settings, and the very same objects that measure."""
+    pairs = [(getattr(then, each.name), getattr(now, each.name)) for each in fields(then)]
+    return all(one is two or (isinstance(one, _SETTINGS) and one == two) for one, two in pairs)
 
 
 class _Kept(NamedTuple):

@@ -14,7 +14,7 @@ from llama_index.core.indices.base import BaseIndex
 from llama_index.core.llms.utils import LLMType, resolve_llm
 from llama_index.core.settings import Settings
 
-from llama_index_mlpm_guard.gates import OnBlock, prompt_guard
+from llama_index_mlpm_guard.gates import OnBlock, choice, prompt_guard
 from llama_index_mlpm_guard.llm import GuardedLLM
 from llama_index_mlpm_guard.postprocessor import GuardPostprocessor
 from llama_index_mlpm_guard.query_engine import GuardedQueryEngine
@@ -22,6 +22,7 @@ from llama_index_mlpm_guard.retriever import GuardedRetriever
 from mlpm_guard import ConfigurationError, Guard
 from mlpm_guard.policy import DEFAULT_REFUSAL
 from mlpm_guard.segments import Every
+from mlpm_guard.verdict import OnReview
 
 I = TypeVar("I", bound=BaseIndex[Any])  # noqa: E741
 
@@ -35,6 +36,7 @@ def guard_index(
     refusal: str = DEFAULT_REFUSAL,
     hold_back: int | Literal["all"] = 0,
     every: Every = "sentence",
+    on_review: OnReview = "pass",
 ) -> I:
     """The same index with guarded doors; the index that is passed in is not changed, and both share their data.
 
@@ -52,17 +54,19 @@ def guard_index(
         refusal: what is said instead of an answer.
         hold_back: characters of a stream that stay back after they were judged, or "all"; see `StreamModerator`.
         every: what of a stream is judged at once: a "sentence", or a number of tokens.
+        on_review: what an action of "review" does at every door: "pass", or "block".
 
     Raises:
         ConfigurationError: an option has a bad value.
     """
     if not isinstance(index, BaseIndex):
         raise ConfigurationError(f"index is {type(index).__name__}: pass a LlamaIndex index")
+    choice("on_review", on_review, ("pass", "block"))
     if documents != "pass":
         GuardPostprocessor(guard=guard, action=documents)  # a bad option shows here
     guarded = copy.copy(index)
     guarded.__class__ = _guarded_kind(type(index))
-    guarded._guarded = _Doors(prompt_guard(guard), moderator, documents, refusal, hold_back, every)  # type: ignore[attr-defined]
+    guarded._guarded = _Doors(prompt_guard(guard), moderator, documents, refusal, hold_back, every, on_review)  # type: ignore[attr-defined]
     return guarded
 
 
@@ -76,6 +80,7 @@ class _Doors:
     refusal: str
     hold_back: int | Literal["all"]
     every: Every
+    on_review: OnReview
 
     @property
     def options(self) -> dict[str, Any]:
@@ -86,6 +91,7 @@ class _Doors:
             "refusal": self.refusal,
             "hold_back": self.hold_back,
             "every": self.every,
+            "on_review": self.on_review,
         }
 
     def with_documents(self, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +101,10 @@ class _Doors:
         given = list(kwargs.get("node_postprocessors") or [])
         if given and isinstance(given[-1], _Documents):
             return kwargs
-        return {**kwargs, "node_postprocessors": [*given, _Documents(guard=self.guard, action=self.documents)]}
+        return {
+            **kwargs,
+            "node_postprocessors": [*given, _Documents(guard=self.guard, action=self.documents, on_review=self.on_review)],
+        }
 
 
 class _Documents(GuardPostprocessor):
@@ -113,7 +122,7 @@ class _GuardedIndex(BaseIndex[Any]):
 
     def as_retriever(self, **kwargs: Any) -> BaseRetriever:
         retriever = super().as_retriever(**kwargs)  # type: ignore[safe-super]  # an index's own class stands behind this one
-        return GuardedRetriever(retriever, guard=self._guarded.guard)
+        return GuardedRetriever(retriever, guard=self._guarded.guard, on_review=self._guarded.on_review)
 
     def as_query_engine(self, llm: LLMType | None = None, **kwargs: Any) -> BaseQueryEngine:
         engine = super().as_query_engine(llm=llm, **self._guarded.with_documents(kwargs))

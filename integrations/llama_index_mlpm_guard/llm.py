@@ -32,6 +32,7 @@ from mlpm_guard import ConfigurationError, Guard, Verdict
 from mlpm_guard.conversation import ConversationLike
 from mlpm_guard.policy import DEFAULT_REFUSAL
 from mlpm_guard.segments import Every
+from mlpm_guard.verdict import OnReview
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
@@ -63,6 +64,7 @@ class GuardedLLM(FunctionCallingLLM):
         hold_back: characters of a stream that stay back after they were judged, or "all"; see `StreamModerator`. "all" suits
             agents that read actions from text (`ReActAgent`): a blocked answer is then the refusal and nothing else.
         every: what of a stream is judged at once: a "sentence", or a number of tokens.
+        on_review: what an action of "review" does, on a prompt or on an answer: "pass", or "block".
 
     Raises:
         ConfigurationError: an option has a bad value, neither guard nor moderator is given, the guard judges answers or the
@@ -76,6 +78,7 @@ class GuardedLLM(FunctionCallingLLM):
     refusal: str = DEFAULT_REFUSAL
     hold_back: int | str = 0
     every: int | str = "sentence"
+    on_review: OnReview = "pass"
 
     _moderation: AnswerModeration | None = PrivateAttr(default=None)
 
@@ -89,6 +92,7 @@ class GuardedLLM(FunctionCallingLLM):
         refusal: str = DEFAULT_REFUSAL,
         hold_back: int | Literal["all"] = 0,
         every: Every = "sentence",
+        on_review: OnReview = "pass",
         **kwargs: Any,
     ) -> None:
         if not isinstance(llm, LLM):
@@ -96,10 +100,13 @@ class GuardedLLM(FunctionCallingLLM):
         if guard is None and moderator is None:
             raise ConfigurationError("guard and moderator are both None: pass at least one")
         choice("on_block", on_block, ("replace", "raise"))
+        choice("on_review", on_review, ("pass", "block"))
         if not isinstance(refusal, str) or not refusal.strip():
             raise ConfigurationError("refusal: a text that is not empty")
         moderation = (
-            None if moderator is None else AnswerModeration(moderator, self.class_name(), on_block, refusal, hold_back, every)
+            None
+            if moderator is None
+            else AnswerModeration(moderator, self.class_name(), on_block, refusal, hold_back, every, on_review)
         )
         for name in _FROM_INNER:
             kwargs.setdefault(name, getattr(llm, name))
@@ -112,6 +119,7 @@ class GuardedLLM(FunctionCallingLLM):
             refusal=refusal,
             hold_back=hold_back,
             every=every,
+            on_review=on_review,
             **kwargs,
         )
         self._moderation = moderation
@@ -279,10 +287,13 @@ class GuardedLLM(FunctionCallingLLM):
     # -- judging ------------------------------------------------------------------------------------------------------------
 
     def _judged(self, conversation: ConversationLike) -> Verdict | None:
-        return None if self.guard is None else emit("prompt", self.class_name(), self.guard.check(conversation))
+        return None if self.guard is None else self._asked_with(self.guard.check(conversation))
 
     async def _ajudged(self, conversation: ConversationLike) -> Verdict | None:
-        return None if self.guard is None else emit("prompt", self.class_name(), await self.guard.acheck(conversation))
+        return None if self.guard is None else self._asked_with(await self.guard.acheck(conversation))
+
+    def _asked_with(self, verdict: Verdict) -> Verdict:
+        return emit("prompt", self.class_name(), verdict.resolved(self.on_review))
 
     def _refused(self, kind: type[R], verdict: Verdict) -> R:
         if self.on_block == "raise":

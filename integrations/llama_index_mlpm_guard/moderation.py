@@ -12,6 +12,7 @@ from llama_index_mlpm_guard.gates import OnBlock, choice
 from mlpm_guard import ConfigurationError, ResponseBlocked, StreamModerator, Verdict
 from mlpm_guard.conversation import ConversationLike
 from mlpm_guard.segments import Every
+from mlpm_guard.verdict import OnReview
 
 Conclude = Callable[[Verdict | None], None]
 """Told the verdict on an answer once its stream has ended; None where nothing of it was judged."""
@@ -28,6 +29,7 @@ class AnswerModeration:
         refusal: what "replace" says.
         hold_back: judged characters of a stream that stay back, or "all".
         every: "sentence", or a number of tokens after which a stream is judged.
+        on_review: what an action of "review" does: "pass", or "block".
     """
 
     moderator: Any
@@ -36,9 +38,11 @@ class AnswerModeration:
     refusal: str
     hold_back: int | Literal["all"]
     every: Every
+    on_review: OnReview = "pass"
 
     def __post_init__(self) -> None:
         choice("on_block", self.on_block, ("replace", "raise"))
+        choice("on_review", self.on_review, ("pass", "block"))
         if not callable(getattr(self.moderator, "check", None)):
             raise ConfigurationError(
                 f'moderator is {type(self.moderator).__name__}: pass a Guard with target="response", or anything with its check'
@@ -54,6 +58,7 @@ class AnswerModeration:
             every=self.every,
             on_block=self.on_block,
             refusal=self.refusal,
+            on_review=self.on_review,
         )
 
     def judge(self, prompt: list[dict[str, Any]], answer: str) -> Verdict | None:
@@ -97,7 +102,7 @@ class AnswerModeration:
     def _settled(self, verdict: Verdict) -> Verdict:
         if not isinstance(verdict, Verdict):
             raise ConfigurationError(f"the moderator returned {type(verdict).__name__}, not a Verdict")
-        emit("response", self.component, verdict)
+        verdict = emit("response", self.component, verdict.resolved(self.on_review))
         if verdict.blocked and self.on_block == "raise":
             raise ResponseBlocked(verdict)
         return verdict

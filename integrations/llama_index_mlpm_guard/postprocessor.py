@@ -12,6 +12,7 @@ from llama_index_mlpm_guard.events import emit
 from llama_index_mlpm_guard.gates import check_together, choice, prompt_guard
 from llama_index_mlpm_guard.pickling import refuse_to_lose
 from mlpm_guard import Guard, Verdict
+from mlpm_guard.verdict import OnReview
 
 FLAG = "guard_verdict"
 """Key of a flagged node's metadata. Neither models nor embeddings see it."""
@@ -29,6 +30,7 @@ class GuardPostprocessor(BaseNodePostprocessor):
         action: what becomes of a blocked node: "drop" leaves it out, "redact" replaces it by a node of the same id that says
             `redaction` and has no metadata, "flag" passes a copy with the verdict in its metadata under "guard_verdict".
         redaction: text of a redacted node.
+        on_review: what an action of "review" does: "pass", or "block".
 
     Raises:
         ConfigurationError: an option has a bad value, or the guard is none or judges answers.
@@ -37,6 +39,7 @@ class GuardPostprocessor(BaseNodePostprocessor):
     guard: Any = Field(exclude=True, repr=False)
     action: str = "drop"
     redaction: str = "[withheld]"
+    on_review: OnReview = "pass"
 
     def __init__(
         self,
@@ -44,10 +47,17 @@ class GuardPostprocessor(BaseNodePostprocessor):
         guard: Guard,
         action: Literal["drop", "redact", "flag"] = "drop",
         redaction: str = "[withheld]",
+        on_review: OnReview = "pass",
         **kwargs: Any,
     ) -> None:
         choice("action", action, ("drop", "redact", "flag"))
-        fields: dict[str, Any] = {"guard": prompt_guard(guard), "action": action, "redaction": redaction}
+        choice("on_review", on_review, ("pass", "block"))
+        fields: dict[str, Any] = {
+            "guard": prompt_guard(guard),
+            "action": action,
+            "redaction": redaction,
+            "on_review": on_review,
+        }
         super().__init__(**fields, **kwargs)
 
     @classmethod
@@ -76,7 +86,7 @@ class GuardPostprocessor(BaseNodePostprocessor):
         for position, node in enumerate(nodes):
             verdict = verdicts.get(position)
             if verdict is not None:
-                emit("node", type(self).__name__, verdict)
+                verdict = emit("node", type(self).__name__, verdict.resolved(self.on_review))
             if verdict is None or not verdict.blocked:
                 kept.append(node)
             elif self.action == "redact":

@@ -25,6 +25,7 @@ from llama_index_mlpm_guard.withholding import withheld
 from mlpm_guard import ConfigurationError, Guard, Verdict
 from mlpm_guard.policy import DEFAULT_REFUSAL
 from mlpm_guard.segments import Every
+from mlpm_guard.verdict import OnReview
 
 
 class GuardedQueryEngine(BaseQueryEngine):
@@ -48,6 +49,7 @@ class GuardedQueryEngine(BaseQueryEngine):
         refusal: what "replace" says.
         hold_back: characters of a stream that stay back after they were judged, or "all"; see `StreamModerator`.
         every: what of a stream is judged at once: a "sentence", or a number of tokens.
+        on_review: what an action of "review" does, on a query or on an answer: "pass", or "block".
         streaming: whether a refused query is answered by a stream; by default as the engine's synthesizer is configured.
         callback_manager: by default the engine's.
 
@@ -65,6 +67,7 @@ class GuardedQueryEngine(BaseQueryEngine):
         refusal: str = DEFAULT_REFUSAL,
         hold_back: int | Literal["all"] = 0,
         every: Every = "sentence",
+        on_review: OnReview = "pass",
         streaming: bool | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
@@ -77,8 +80,10 @@ class GuardedQueryEngine(BaseQueryEngine):
             raise ConfigurationError("refusal: a text that is not empty")
         name = type(self).__name__
         self._query_engine = query_engine
-        self._gate = QueryGate(guard, name)
-        self._moderation = None if moderator is None else AnswerModeration(moderator, name, on_block, refusal, hold_back, every)
+        self._gate = QueryGate(guard, name, on_review)
+        self._moderation = (
+            None if moderator is None else AnswerModeration(moderator, name, on_block, refusal, hold_back, every, on_review)
+        )
         self._raises = on_block == "raise"
         self._refusal = refusal
         self._streaming = streaming

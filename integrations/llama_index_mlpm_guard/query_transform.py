@@ -11,6 +11,7 @@ from llama_index.core.schema import QueryBundle
 from llama_index_mlpm_guard.errors import PromptBlockedError
 from llama_index_mlpm_guard.gates import QueryGate
 from mlpm_guard import ConfigurationError, Guard
+from mlpm_guard.verdict import OnReview
 
 
 class GuardQueryTransform(BaseQueryTransform):
@@ -24,16 +25,17 @@ class GuardQueryTransform(BaseQueryTransform):
     Args:
         guard: a guard with `target="prompt"`.
         replacement: the query that takes the place of a blocked one; by default a blocked query raises `PromptBlockedError`.
+        on_review: what an action of "review" does: "pass", or "block".
 
     Raises:
         ConfigurationError: the guard is none or judges answers, or the replacement is no text.
     """
 
-    def __init__(self, *, guard: Guard, replacement: str | None = None) -> None:
+    def __init__(self, *, guard: Guard, replacement: str | None = None, on_review: OnReview = "pass") -> None:
         if replacement is not None and (not isinstance(replacement, str) or not replacement.strip()):
             raise ConfigurationError("replacement: a harmless query, or None to raise on a blocked one")
         super().__init__()
-        self._gate = QueryGate(guard, type(self).__name__)
+        self._gate = QueryGate(guard, type(self).__name__, on_review)
         self._replacement = replacement
 
     def _get_prompts(self) -> PromptDictType:

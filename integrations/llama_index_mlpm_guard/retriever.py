@@ -11,6 +11,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index_mlpm_guard.errors import PromptBlockedError
 from llama_index_mlpm_guard.gates import QueryGate, choice
 from mlpm_guard import ConfigurationError, Guard
+from mlpm_guard.verdict import OnReview
 
 
 class GuardedRetriever(BaseRetriever):
@@ -24,18 +25,26 @@ class GuardedRetriever(BaseRetriever):
         guard: a guard with `target="prompt"`.
         on_block: "raise" raises `PromptBlockedError`, which engines and chat engines pass on before they call a model or touch
             their memory; "empty" retrieves nothing, which LlamaIndex's engines answer with "Empty Response" and no model.
+        on_review: what an action of "review" does: "pass", or "block".
 
     Raises:
         ConfigurationError: an option has a bad value, or the guard is none or judges answers.
     """
 
-    def __init__(self, retriever: BaseRetriever, *, guard: Guard, on_block: Literal["raise", "empty"] = "raise") -> None:
+    def __init__(
+        self,
+        retriever: BaseRetriever,
+        *,
+        guard: Guard,
+        on_block: Literal["raise", "empty"] = "raise",
+        on_review: OnReview = "pass",
+    ) -> None:
         if not isinstance(retriever, BaseRetriever):
             raise ConfigurationError(
                 f"retriever is {type(retriever).__name__}: pass index.as_retriever(), or another retriever"
             )
         choice("on_block", on_block, ("raise", "empty"))
-        self._gate = QueryGate(guard, type(self).__name__)
+        self._gate = QueryGate(guard, type(self).__name__, on_review)
         self._retriever = retriever
         self._on_block = on_block
         super().__init__(callback_manager=retriever.callback_manager)
