@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mlpm_guard.answers import Generation
+    from mlpm_guard.category_policy import CategoryPolicy
     from mlpm_guard.conversation import Conversation, Message
     from mlpm_guard.drift import Drift, DriftMonitor
     from mlpm_guard.encoders.base import Encoder, EncoderIdentity
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         BundleNotFoundError,
         BundleSaveError,
         BundleSchemaError,
+        CategoryError,
         ConfigurationError,
         ContradictoryLabelsError,
         DataError,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
         WeightsMismatchError,
     )
     from mlpm_guard.explanation import (
+        CategoryContribution,
         CategoryEvidence,
         Explanation,
         LayerDistance,
@@ -70,7 +73,10 @@ _HOME = {
     "BundleNotFoundError": "errors",
     "BundleSaveError": "errors",
     "BundleSchemaError": "errors",
+    "CategoryContribution": "explanation",
+    "CategoryError": "errors",
     "CategoryEvidence": "explanation",
+    "CategoryPolicy": "category_policy",
     "ConfigurationError": "errors",
     "ContradictoryLabelsError": "errors",
     "Conversation": "conversation",
@@ -125,7 +131,10 @@ __all__ = [
     "BundleNotFoundError",
     "BundleSaveError",
     "BundleSchemaError",
+    "CategoryContribution",
+    "CategoryError",
     "CategoryEvidence",
+    "CategoryPolicy",
     "ConfigurationError",
     "ContradictoryLabelsError",
     "Conversation",

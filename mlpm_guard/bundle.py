@@ -21,6 +21,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from mlpm_guard import __version__
+from mlpm_guard.category_policy import CategoryPolicy
 from mlpm_guard.encoders.base import Encoder, EncoderIdentity
 from mlpm_guard.errors import (
     BundleCorruptError,
@@ -32,6 +33,7 @@ from mlpm_guard.errors import (
     ConfigurationError,
 )
 from mlpm_guard.lineage import Ancestor
+from mlpm_guard.prototypes.categories import Categories
 from mlpm_guard.prototypes.novelty import Novelty
 from mlpm_guard.prototypes.scorer import LayerScorer
 from mlpm_guard.review import Review
@@ -51,6 +53,7 @@ _NOVELTY = {
     "novelty.rest": 1,
     "novelty.quantiles": 1,
 }
+_CATEGORIES = "categories."
 _MAX_MANIFEST = 16 * 2**20
 
 Tensors = dict[str, npt.NDArray[np.generic]]
@@ -110,6 +113,24 @@ class Calibration(BaseModel):
     calibration_error: float | None = None
 
 
+class SavedBlock(BaseModel):
+    """Categories that were learned together: all fitted ones, or one that was added from a few examples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fitted: bool
+    names: list[str] = Field(min_length=1)
+
+
+class SavedCategoryPolicy(BaseModel):
+    """What is done about a category; see `CategoryPolicy`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    action: Literal["allow", "review", "block"] = "block"
+    threshold: float | None = Field(default=None, ge=0.0, le=1.0)
+
+
 class Manifest(BaseModel):
     """`bundle.json`.
 
@@ -122,6 +143,8 @@ class Manifest(BaseModel):
         calibration: how the threshold was set, where `Guard.calibrate` set it and nothing was learned since.
         rules: the user's own allow and block lists, patterns included.
         review: which verdicts are reviewed although they are not flagged.
+        categories: the categories it knows, block by block.
+        policy: what is done about them, by name.
         lineage: bundles that this one was made from, the oldest first.
         notes: whatever the author wants to keep beside it (sources, licence, figures). Never prompts.
     """
@@ -142,6 +165,8 @@ class Manifest(BaseModel):
     calibration: Calibration | None = None
     rules: SavedRules | None = None
     review: Review | None = None
+    categories: list[SavedBlock] = Field(default_factory=list)
+    policy: dict[str, SavedCategoryPolicy] = Field(default_factory=dict)
     lineage: tuple[Ancestor, ...] = ()
     notes: dict[str, JsonValue] = Field(default_factory=dict)
 
@@ -155,6 +180,7 @@ class Bundle:
         manifest: the checked manifest.
         scorer: what scoring needs.
         novelty: what measuring novelty needs; None in a bundle that was saved before it was measured.
+        categories: every category it knows.
         bundle_id: name and the first digits of the manifest's SHA-256.
     """
 
@@ -162,7 +188,12 @@ class Bundle:
     manifest: Manifest
     scorer: LayerScorer
     novelty: Novelty | None
+    categories: Categories
     bundle_id: str
+
+    def category_policy(self) -> dict[str, CategoryPolicy]:
+        """What is done about categories, by name."""
+        return {name: CategoryPolicy(each.action, each.threshold) for name, each in self.manifest.policy.items()}
 
     def statistics(self) -> Tensors:
         """Tensors of `statistics.safetensors`, checked again.
@@ -239,12 +270,20 @@ def load(name_or_path: str | Path) -> Bundle:
     tensors = _read_tensors(path, PROTOTYPES, manifest)
     if STATISTICS in manifest.files:
         _check_file(path, STATISTICS, manifest)
+    categories = _categories(tensors, manifest, path)
     scorer, novelty = _scorer(tensors, manifest, path), _novelty(tensors, manifest, path)
-    return Bundle(path, manifest, scorer, novelty, f"{name}-{hashlib.sha256(raw).hexdigest()[:12]}")
+    if not set(categories.positions.tolist()) <= set(scorer.positions.tolist()):
+        raise BundleCorruptError(f"{path / PROTOTYPES}: categories read layers that the guard does not", path)
+    return Bundle(path, manifest, scorer, novelty, categories, f"{name}-{hashlib.sha256(raw).hexdigest()[:12]}")
 
 
 def save(
-    path: str | Path, manifest: Manifest, scorer: LayerScorer, novelty: Novelty | None, statistics: Tensors | None
+    path: str | Path,
+    manifest: Manifest,
+    scorer: LayerScorer,
+    novelty: Novelty | None,
+    categories: Categories,
+    statistics: Tensors | None,
 ) -> Bundle:
     """Write a bundle. Either all of it is there afterwards or nothing has changed.
 
@@ -269,6 +308,7 @@ def save(
     if novelty is not None:
         kept = (novelty.means.astype(np.float32), novelty.basis.astype(np.float16), novelty.variances, novelty.rest)
         prototypes.update(zip(_NOVELTY, (*kept, novelty.quantiles), strict=True))
+    prototypes.update(categories.to_tensors())
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -398,7 +438,8 @@ def _scorer(tensors: Mapping[str, npt.NDArray[np.generic]], manifest: Manifest, 
     if (len(manifest.encoder.layers), manifest.encoder.dim) != (shape.layers, shape.dim):
         raise BundleCorruptError(f"{path / MANIFEST}: encoder and classifier have other layers or dimensions", path)
     expected = {"positions": 1, "weights": 2, "biases": 1, "layer_weights": 1, "intercept": 1, "levels": 1}
-    if set(tensors) - set(_NOVELTY) != set(expected) or any(tensors[name].ndim != ndim for name, ndim in expected.items()):
+    known = {name for name in tensors if name in _NOVELTY or name.startswith(_CATEGORIES)}
+    if set(tensors) - known != set(expected) or any(tensors[name].ndim != ndim for name, ndim in expected.items()):
         raise BundleCorruptError(f"{path / PROTOTYPES} does not hold the tensors of a fitted guard", path)
     positions = tensors["positions"].astype(np.int64)
     used = len(positions)
@@ -423,6 +464,16 @@ def _scorer(tensors: Mapping[str, npt.NDArray[np.generic]], manifest: Manifest, 
         float(tensors["intercept"].astype(np.float64)[0]),
         (float(tensors["levels"].astype(np.float64)[0]), float(tensors["levels"].astype(np.float64)[1])),
     )
+
+
+def _categories(tensors: Mapping[str, npt.NDArray[np.generic]], manifest: Manifest, path: Path) -> Categories:
+    of_categories = {name: tensor for name, tensor in tensors.items() if name.startswith(_CATEGORIES)}
+    layout = [(block.fitted, block.names) for block in manifest.categories]
+    shape = manifest.classifier
+    try:
+        return Categories.from_tensors(of_categories, layout, layers=shape.layers, dim=shape.dim)
+    except BundleCorruptError as error:
+        raise BundleCorruptError(f"{path / PROTOTYPES}: {error}", path) from error
 
 
 def _novelty(tensors: Mapping[str, npt.NDArray[np.generic]], manifest: Manifest, path: Path) -> Novelty | None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from mlpm_guard.category_policy import CategoryPolicy, PolicyLike, read_policy, require_known
 from mlpm_guard.conversation import Conversation, ConversationLike
 from mlpm_guard.encoders.base import Encoder, is_encoder
 from mlpm_guard.errors import (
@@ -64,6 +66,7 @@ class Checker:
         normalise: bool = True,
         rules: Rules | None = None,
         review: Review | None = None,
+        policy: PolicyLike | None = None,
     ) -> None:
         if window is not None and not (isinstance(window, int) and window >= 8):
             raise ConfigurationError(f"window={window!r}: a whole number of tokens, at least 8, or None")
@@ -80,6 +83,7 @@ class Checker:
         self.max_chars = max_chars
         self.rules = rules
         self.review = review
+        self.category_policy = policy or {}
         if encoder is None:
             from mlpm_guard.encoders.embedded import EmbeddedEncoder
 
@@ -235,6 +239,19 @@ class Checker:
         self._threshold = float(value)
 
     @property
+    def category_policy(self) -> Mapping[str, CategoryPolicy]:
+        """What is done about categories, by name. Set it as a whole, with actions or `CategoryPolicy` values."""
+        return MappingProxyType(self._category_policy)
+
+    @category_policy.setter
+    def category_policy(self, value: PolicyLike) -> None:
+        self._category_policy = read_policy(value)
+
+    def list_categories(self) -> list[str]:
+        """Names of the categories that the guard knows: the fitted ones, then the added ones, each in alphabetical order."""
+        return [] if self._model is None else list(self._model.categories)
+
+    @property
     def window(self) -> int:
         """Tokens of a judging window. May load the encoder."""
         return self._window if self._window is not None else self._encoder.window
@@ -292,6 +309,7 @@ class Checker:
         Raises:
             NotFittedError: the guard was neither fitted nor loaded.
             ConfigurationError: verdicts are to be reviewed by their novelty, which this guard does not measure.
+            CategoryError: `category_policy` names a category that the guard does not have.
         """
         model = self._known()
         if self.review is not None and self.review.novelty is not None and not self._measures_novelty():
@@ -299,6 +317,8 @@ class Checker:
                 "review: this guard does not measure novelty. Call measure_novelty(), which needs its statistics, or fit it on "
                 "more prompts, or leave novelty out"
             )
+        policy = self._category_policy
+        require_known(policy, model.categories.names)
         scorer, bundle = model.scorer, model.bundle
         known = bundle.manifest.encoder.layers if bundle is not None else self._encoder.layers
         return Policy(
@@ -312,6 +332,8 @@ class Checker:
             rules=self.rules,
             review=self.review,
             novelty=model.novelty,
+            categories=model.categories,
+            category_policy=policy,
         )
 
     # -- how ----------------------------------------------------------------------------------------------------------------
@@ -379,7 +401,7 @@ class Checker:
         return self._judge(policy, cancelled).examine(conversations)
 
     def _judge(self, policy: Policy, cancelled: threading.Event) -> Judge:
-        return Judge(self._encoder, policy.scorer, policy.novelty, policy.layers, self._reading(), cancelled)
+        return Judge(self._encoder, policy.scorer, policy.novelty, policy.categories, policy.layers, self._reading(), cancelled)
 
     def _measures_novelty(self) -> bool:
         return self._known().novelty is not None

@@ -1,4 +1,7 @@
-"""Finds prompts that are given with both labels, in 16 bytes a prompt. Knows keys, never text; imports numpy only."""
+"""Finds prompts that are given with two labels, or in two categories. Knows keys, never text; imports numpy only.
+
+Takes 16 bytes a prompt.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,14 @@ _LEAST_RECENT = 16_384
 
 
 class LabelsSeen:
-    """Which label every prompt of a stream had so far."""
+    """Which label every prompt of a stream had so far.
 
-    def __init__(self) -> None:
+    Args:
+        labels: how many labels there are.
+    """
+
+    def __init__(self, labels: int = 2) -> None:
+        self._labels = labels
         self._keys = np.empty(0, np.uint64)
         # Row and label of each key, in one number.
         self._marks = np.empty(0, np.int64)
@@ -22,18 +30,18 @@ class LabelsSeen:
         Args:
             key: 64 bits that identify the prompt.
             row: where it stands, from 0.
-            label: 0 or 1.
+            label: from 0, below the number of labels.
 
         Returns:
-            The row where the same prompt stood first, if it had the other label there; None otherwise.
+            The row where the same prompt stood first, if it had another label there; None otherwise.
         """
         mark = self._find(key)
         if mark is None:
-            self._recent[key] = 2 * row + label
+            self._recent[key] = self._labels * row + label
             if len(self._recent) > max(_LEAST_RECENT, len(self._keys) // 16):
                 self._settle()
             return None
-        return None if mark % 2 == label else mark // 2
+        return None if mark % self._labels == label else mark // self._labels
 
     def _find(self, key: int) -> int | None:
         mark = self._recent.get(key)

@@ -67,6 +67,7 @@ class DecodeMonitor:
         self._tokens: list[Tensor] = []
         self._finished: list[bool] = []
         self._log_odds: list[list[Array]] = []
+        self._categories: list[list[Array]] = []
         self._written: list[list[int]] = []
         self._judgements: list[int] = []
 
@@ -77,6 +78,7 @@ class DecodeMonitor:
         self.stopped, self._finished = [False] * rows, [False] * rows
         self.verdicts, self._judgements = [None] * rows, [0] * rows
         self._log_odds, self._written = [[] for _ in range(rows)], [[] for _ in range(rows)]
+        self._categories = [[] for _ in range(rows)]
 
     def step(self, input_ids: Tensor) -> None:
         """Called behind every forward pass of the answer, with all tokens so far, shape (rows, tokens).
@@ -97,7 +99,7 @@ class DecodeMonitor:
             self._judge()
         for row, log_odds in enumerate(self._log_odds):
             if log_odds and not self.stopped[row]:
-                self._settle(row, log_odds[-1:])
+                self._settle(row, 1)
 
     def judged(self, row: int) -> int:
         """Tokens of a row's answer whose states were read."""
@@ -114,7 +116,10 @@ class DecodeMonitor:
         tokens = torch.stack(self._tokens, dim=1).tolist()
         self._states, self._tokens = [], []
         rows, steps = states.shape[:2]
-        log_odds = self._policy.scorer.log_odds(states.reshape(rows * steps, *states.shape[2:])).reshape(rows, steps, -1)
+        flat = states.reshape(rows * steps, *states.shape[2:])
+        log_odds = self._policy.scorer.log_odds(flat).reshape(rows, steps, -1)
+        categories = self._policy.categories.contributions(flat, self._policy.scorer.positions)
+        categories = categories.reshape(rows, steps, *categories.shape[1:])
         for row in range(rows):
             for step in range(steps):
                 # Behind its end, a row goes on as padding until the others are done.
@@ -122,33 +127,37 @@ class DecodeMonitor:
                 if self._finished[row]:
                     break
                 self._log_odds[row].append(log_odds[row, step])
+                self._categories[row].append(categories[row, step])
                 self._written[row].append(tokens[row][step])
             if self._log_odds[row] and not self.stopped[row]:
-                self._settle(row, self._log_odds[row][-self._span :])
+                self._settle(row, self._span)
         if self._released is not None and not self.stopped[0]:
             self._released(self.judged(0))
 
-    def _settle(self, row: int, span: Sequence[Array]) -> None:
+    def _settle(self, row: int, span: int) -> None:
         self._judgements[row] += 1
         conversation = self._conversations[row]
         verdict = None
         if self._policy.rules is not None:
             verdict = self._policy.ruled(self._answered(conversation, self._written[row]))
         if verdict is None:
-            verdict = self._policy.settle(conversation, self._evidence(row, np.stack(span)))
+            verdict = self._policy.settle(conversation, self._evidence(row, span))
         if isinstance(verdict, MlpmGuardError):
             raise verdict
         before = self.verdicts[row]
         self.verdicts[row] = verdict if before is None else worse(before, verdict)
         self.stopped[row] = verdict.blocked
 
-    def _evidence(self, row: int, span: Array) -> Evidence | MlpmGuardError:
-        """Evidence whose score is the mean log-odds of a span, shape (tokens, layers)."""
-        if not np.isfinite(span).all():
+    def _evidence(self, row: int, tokens: int) -> Evidence | MlpmGuardError:
+        """Evidence whose score, and whose log-odds of categories, are the mean over the last tokens."""
+        span = np.stack(self._log_odds[row][-tokens:])
+        categories = np.mean(self._categories[row][-tokens:], axis=0)
+        if not (np.isfinite(span).all() and np.isfinite(categories).all()):
             return NonFiniteError("the model's states give a score that is not a number")
         mean = np.clip(sigmoid(span).mean(axis=0), _SATURATED, 1.0 - _SATURATED)
         layer_log_odds = np.log(mean) - np.log1p(-mean)
         score = float(mean @ self._policy.scorer.layer_weights + self._policy.scorer.intercept)
         count = self.judged(row)
         where = WindowEvidence(view="decode", form="raw", kind="window", index=count - 1, count=count)
-        return Evidence(score, layer_log_odds, 0.0, where, self._judgements[row])
+        highest = categories.sum(axis=1) + self._policy.categories.biases
+        return Evidence(score, layer_log_odds, 0.0, where, self._judgements[row], categories=categories, highest=highest)

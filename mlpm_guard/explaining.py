@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from mlpm_guard.conversation import Conversation
 from mlpm_guard.errors import MlpmGuardError
-from mlpm_guard.explanation import Explanation, LayerDistance, PrototypeDistance, WindowExplanation
+from mlpm_guard.explanation import (
+    CategoryContribution,
+    CategoryEvidence,
+    Explanation,
+    LayerDistance,
+    PrototypeDistance,
+    WindowExplanation,
+)
 from mlpm_guard.judging import Evidence, Examined
 from mlpm_guard.policy import Policy, probability
 
@@ -23,6 +32,7 @@ def explained(policy: Policy, conversation: Conversation, examined: Examined | M
         verdict=verdict,
         windows=tuple(_window(policy, each, decides=index == examined.decisive) for index, each in enumerate(examined.pieces)),
         prototypes=_prototypes(policy, examined.deciding),
+        categories=_categories(policy, examined),
     )
 
 
@@ -37,6 +47,36 @@ def _window(policy: Policy, evidence: Evidence, *, decides: bool) -> WindowExpla
         novelty=evidence.novelty,
         decides=decides,
     )
+
+
+def _categories(policy: Policy, examined: Examined) -> tuple[CategoryEvidence, ...]:
+    lasting = [each for each in examined.pieces if each.where.kind != "fragment"]
+    probabilities = policy.probabilities(examined.deciding)
+    positions = policy.scorer.positions.tolist()
+    read = {name: set(block.positions.tolist()) for block in policy.categories.blocks for name in block.names}
+    found = []
+    for index, name in enumerate(policy.categories):
+        threshold = policy.category_policy[name].threshold if name in policy.category_policy else None
+        piece = examined.deciding
+        if threshold is not None:
+            piece = lasting[int(np.argmax([each.categories[index].sum() for each in lasting]))]
+        row, bias = piece.categories[index], float(policy.categories.biases[index])
+        found.append(
+            CategoryEvidence(
+                name=name,
+                probability=probabilities[name],
+                log_odds=float(row.sum()) + bias,
+                layers=tuple(
+                    CategoryContribution(layer=layer, contribution=value)
+                    for layer, position, value in zip(policy.layers, positions, row.tolist(), strict=True)
+                    if position in read[name]
+                ),
+                intercept=bias,
+                threshold=threshold,
+                window=None if piece is examined.deciding else piece.where,
+            )
+        )
+    return tuple(sorted(found, key=lambda each: -each.log_odds))
 
 
 def _prototypes(policy: Policy, evidence: Evidence) -> tuple[PrototypeDistance, ...]:

@@ -66,13 +66,29 @@ class PrototypeDistance(BaseModel):
     layers: tuple[LayerDistance, ...]
 
 
+class CategoryContribution(BaseModel):
+    """What one layer adds to a category's log-odds.
+
+    Attributes:
+        layer: Hugging Face's `hidden_states` index.
+        contribution: in nats.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layer: int
+    contribution: FiniteFloat
+
+
 class CategoryEvidence(BaseModel):
     """What speaks for one category.
 
     Attributes:
         name: the category.
         probability: as in `Verdict.categories`.
-        log_odds: evidence behind it, in nats, where there is such a number.
+        log_odds: of that probability, in nats: `intercept` plus every layer's contribution.
+        layers: what every layer that the category reads adds.
+        intercept: log-odds that no layer explains, in nats.
         threshold: probability from which the category flags by itself; None where it does not.
         window: the piece that says so, where it is not the deciding one.
     """
@@ -81,7 +97,9 @@ class CategoryEvidence(BaseModel):
 
     name: str
     probability: float = Field(ge=0.0, le=1.0)
-    log_odds: FiniteFloat | None = None
+    log_odds: FiniteFloat
+    layers: tuple[CategoryContribution, ...]
+    intercept: FiniteFloat
     threshold: float | None = Field(default=None, ge=0.0, le=1.0)
     window: WindowEvidence | None = None
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from mlpm_guard.category_policy import CategoryAction, CategoryPolicy, PolicyLike
 from mlpm_guard.checking import Checker
 from mlpm_guard.conversation import ConversationLike
 from mlpm_guard.encoders.base import Encoder
-from mlpm_guard.errors import DataError
+from mlpm_guard.errors import BundleError, CategoryError, DataError
 from mlpm_guard.lineage import Change
 from mlpm_guard.model import Model
 from mlpm_guard.policy import OnError
+from mlpm_guard.prototypes.categories import Categories, require_name, with_added
 from mlpm_guard.rules import Rules
 from mlpm_guard.verdict import Mode
 
@@ -49,9 +52,12 @@ class Guard(Checker):
         normalise: also judge disguised text in its normalised form.
         rules: phrases and expressions that decide before the model is asked, or None. May be set later.
         review: which verdicts are reviewed although they are not flagged, or None for none. May be set later.
+        policy: what is done about categories, by name: "block", "review" or "allow", or a `CategoryPolicy`, which may also give
+            a threshold. May be set later, as `category_policy`.
 
     Raises:
         ConfigurationError: an option has a bad value.
+        CategoryError: `policy` gives a name that no category can have.
     """
 
     _classifier: PrototypeClassifier | None = None
@@ -71,6 +77,7 @@ class Guard(Checker):
         timeout: float | None = None,
         max_chars: int = 1_000_000,
         normalise: bool = True,
+        policy: PolicyLike | None = None,
     ) -> Self:
         """Load a saved guard. Its encoder's weights load at first use, or by `load()`.
 
@@ -86,6 +93,7 @@ class Guard(Checker):
             timeout: see `Guard`.
             max_chars: see `Guard`.
             normalise: see `Guard`.
+            policy: instead of the one in the bundle.
 
         Raises:
             BundleNotFoundError: there is no such bundle.
@@ -110,8 +118,11 @@ class Guard(Checker):
             normalise=normalise,
             rules=None if manifest.rules is None else Rules.from_saved(manifest.rules),
             review=manifest.review,
+            policy=bundle.category_policy() if policy is None else policy,
         )
-        guard._model = Model(bundle.scorer, bundle.novelty, bundle, manifest.calibration, parent=bundle)
+        guard._model = Model(
+            bundle.scorer, bundle.novelty, bundle, manifest.calibration, parent=bundle, categories=bundle.categories
+        )
         guard._checked = False
         if encoder is not None:
             guard.load()
@@ -146,6 +157,7 @@ class Guard(Checker):
                 "encoder": self._encoder.identity.model_dump(),
                 "rules": None if self.rules is None else self.rules.saved().model_dump(exclude_defaults=True),
                 "review": self.review,
+                "policy": {name: asdict(each) for name, each in sorted(self._category_policy.items())},
             }
             saved = saving.save(path, model, classifier, settings, statistics=statistics, notes=notes)
             self._model = model._replace(bundle=saved, parent=saved, changes=(), saved=True)
@@ -157,6 +169,7 @@ class Guard(Checker):
         self,
         prompts: Iterable[ConversationLike],
         labels: Iterable[Label],
+        categories: Iterable[str | None] | None = None,
         *,
         C: float = 1.0,
         sample_size: int = 1024,
@@ -168,18 +181,23 @@ class Guard(Checker):
         Args:
             prompts: conversations; any iterable.
             labels: 0, False or "safe"; 1, True or "unsafe".
+            categories: as many categories, or None where verdicts are to name none. None, or "other", for an unsafe prompt of
+                an unknown one, and None for every safe prompt. A category needs five prompts. Categories that were added from
+                examples are forgotten.
             C: inverse strength of the penalty on layer weights; smaller keeps fewer layers.
             sample_size: prompts per class that the aggregation of layers is fitted on.
             folds: folds of the out-of-fold layer scores; see `PrototypeClassifier`.
             progress: show a progress bar; None shows one in a terminal.
 
         Raises:
-            DataError: a row cannot be used, or a class has fewer than two prompts. The guard stays what it was.
+            DataError: a row cannot be used, a prompt is in two categories, or a class has fewer than two prompts. The guard
+                stays what it was.
+            ContradictoryLabelsError: a prompt is there with both labels.
         """
         from mlpm_guard.prototypes.classifier import PrototypeClassifier
 
         classifier = PrototypeClassifier(C=C, sample_size=sample_size, folds=folds).reset()
-        self._learn(classifier, prompts, labels, progress)
+        self._learn(classifier, prompts, labels, categories, progress)
         classifier.refit()
         self._adopt(classifier, None)
         return self
@@ -188,6 +206,7 @@ class Guard(Checker):
         self,
         prompts: Iterable[ConversationLike],
         labels: Iterable[Label],
+        categories: Iterable[str | None] | None = None,
         *,
         keep_layers: bool = False,
         progress: bool | None = None,
@@ -197,36 +216,46 @@ class Guard(Checker):
         Args:
             prompts: conversations; any iterable.
             labels: as many labels.
+            categories: as many categories, or None; see `fit`. Categories that were added from examples stay what they are.
             keep_layers: leave the way in which layers are put together as it is. By default that is fitted anew, on the bounded
                 sample of prompts that a guard keeps, which moves all scores a little. For a few corrections, keep it.
             progress: show a progress bar; None shows one in a terminal.
 
         Raises:
             DataError: a row cannot be used. The guard stays what it was.
+            CategoryError: a category was added from examples; remove that first. The guard stays what it was.
             BundleError: the guard was saved without statistics.
         """
         with self._lock:
             if self._model is None:
-                return self.fit(prompts, labels, progress=progress)
+                return self.fit(prompts, labels, categories, progress=progress)
             classifier = self._copy_of_trainable()
-            learned = self._learn(classifier, prompts, labels, progress)
+            learned = self._learn(classifier, prompts, labels, categories, progress)
             if keep_layers:
                 classifier.move(self._fitted(), self._trainable().statistics_)
             else:
-                classifier.refit()
+                classifier.refit(self._read_by_added())
             self._adopt(classifier, Change(kind="partial_fit", prompts=learned))
         return self
 
-    def forget(self, prompts: Iterable[ConversationLike], labels: Iterable[Label], *, keep_layers: bool = False) -> Self:
+    def forget(
+        self,
+        prompts: Iterable[ConversationLike],
+        labels: Iterable[Label],
+        categories: Iterable[str | None] | None = None,
+        *,
+        keep_layers: bool = False,
+    ) -> Self:
         """Unlearn labelled prompts: statistics and discriminants become what they were without them.
 
         Args:
             prompts: conversations that were learned.
             labels: the labels under which they were.
+            categories: the categories in which they were; None finds out.
             keep_layers: as in `partial_fit`.
 
         Raises:
-            UnknownPromptError: one was never learned under that label. The guard stays what it was.
+            UnknownPromptError: one was never learned under that label, or in that category. The guard stays what it was.
             DataError: a row cannot be used, or too few prompts would be left.
             BundleError: the guard was saved without statistics.
         """
@@ -235,18 +264,99 @@ class Guard(Checker):
         with self._lock:
             classifier = self._copy_of_trainable()
             counted = _Counted(labels)
-            known = examples(prompts, counted.labels, self._encoder, self._reading(), progress=False, consistent=False)
+            known = examples(
+                prompts,
+                counted.labels,
+                self._encoder,
+                self._reading(),
+                progress=False,
+                consistent=False,
+                categories=categories,
+            )
             chunks = list(known)
             if chunks:
-                states, marks, keys = zip(*chunks, strict=True)
                 classifier.forget(
-                    np.concatenate(states),
-                    [label for chunk in marks for label in chunk],
-                    np.concatenate(keys),
+                    np.concatenate([chunk.states for chunk in chunks]),
+                    [label for chunk in chunks for label in chunk.labels],
+                    np.concatenate([chunk.keys for chunk in chunks]),
+                    None if categories is None else [name for chunk in chunks for name in chunk.categories or ()],
+                    also_read=self._read_by_added(),
                 )
                 if keep_layers:
                     classifier.move(self._fitted(), self._trainable().statistics_)
                 self._adopt(classifier, Change(kind="forget", prompts=counted.number))
+        return self
+
+    def add_category(
+        self,
+        name: str,
+        examples: Iterable[ConversationLike],
+        *,
+        negatives: Iterable[ConversationLike] | None = None,
+        threshold: float | None = None,
+        action: CategoryAction = "block",
+    ) -> Self:
+        """Add a category of your own from a few examples. A verdict that reaches its threshold is flagged, whatever its score.
+
+        Nothing that was learned changes: not the score, nor any other category. The examples are told from the bounded sample
+        of training prompts that a guard keeps, and from the negatives; they are not learned as safe or unsafe prompts, and not
+        kept. Takes well under a second once they are encoded.
+
+        Args:
+            name: a new one, 1 to 64 letters, digits, spaces or any of _ . : / + -.
+            examples: 5 to 50 conversations that belong to it; 20 are good. More do no harm.
+            negatives: conversations that do not, such as harmless traffic on neighbouring topics; a hundred help.
+            threshold: probability, in [0, 1], from which it flags; 0.5 by default. The probability assumes that one text in ten
+                belongs to the category.
+            action: what a gate then does: "block", "review", or "allow", which flags and lets through.
+
+        Raises:
+            CategoryError: the name is in use or cannot be used, or there are fewer than five different examples.
+            ContradictoryLabelsError: a prompt is an example and a negative.
+            ConfigurationError: threshold or action has a bad value.
+            DataError: an example cannot be used, or all of them look like everything else.
+            NotFittedError: the guard was neither fitted nor loaded.
+            BundleError: the guard was saved without statistics.
+        """
+        from mlpm_guard.category_learning import THRESHOLD, read_examples
+        from mlpm_guard.prototypes.few_shot import add_from_statistics
+
+        require_name(name)
+        policy = CategoryPolicy(action, THRESHOLD if threshold is None else threshold)
+        with self._lock:
+            model = self._known()
+            if name in model.categories:
+                raise CategoryError(f"there is a category {name!r} already; remove it first, or choose another name")
+            statistics = self._trainable().statistics_
+            self.load()
+            number, states, others = read_examples(examples, negatives, self._encoder, self._reading())
+            block = add_from_statistics(name, states, others, statistics, model.scorer.positions)
+            self._recategorise(Change(kind="add_category", prompts=number, name=name), model.categories.adding(block))
+            self._category_policy = {**self._category_policy, name: policy}
+        return self
+
+    def remove_category(self, name: str) -> Self:
+        """Forget a category and what was to be done about it; everything else stays what it is.
+
+        The prompts of a fitted one stay learned, as unsafe prompts without a category.
+
+        Raises:
+            CategoryError: there is no such category.
+            NotFittedError: the guard was neither fitted nor loaded.
+        """
+        with self._lock:
+            model = self._known()
+            left = model.categories.without(name)
+            if name not in model.categories.added_names:
+                try:
+                    classifier = self._copy_of_trainable()
+                except BundleError:
+                    pass  # without statistics it cannot come back by learning more either
+                else:
+                    classifier.statistics_.categories.sums.pop(name, None)
+                    self._classifier = classifier
+            self._category_policy = {each: policy for each, policy in self._category_policy.items() if each != name}
+            self._recategorise(Change(kind="remove_category", name=name), left)
         return self
 
     def measure_novelty(self) -> Self:
@@ -334,6 +444,7 @@ class Guard(Checker):
         classifier: PrototypeClassifier,
         prompts: Iterable[ConversationLike],
         labels: Iterable[Label],
+        categories: Iterable[str | None] | None,
         progress: bool | None,
     ) -> int:
         """Collect prompts into a classifier; returns how many there were."""
@@ -342,18 +453,36 @@ class Guard(Checker):
         if self._bundle is not None:
             self.load()
         counted = _Counted(labels)
-        for states, marks, keys in examples(prompts, counted.labels, self._encoder, self._reading(), progress=progress):
-            classifier.update(states, marks, keys)
+        chunks = examples(prompts, counted.labels, self._encoder, self._reading(), progress=progress, categories=categories)
+        for chunk in chunks:
+            classifier.update(chunk.states, chunk.labels, chunk.keys, chunk.categories)
         return counted.number
+
+    def _read_by_added(self) -> list[int]:
+        """Positions of the layers that added categories read, which stay when a guard learns more."""
+        return sorted({int(at) for block in self._known().categories.added for at in block.positions})
+
+    def _recategorise(self, change: Change, categories: Categories) -> None:
+        self._end_calibration()
+        self._model = self._known().changed(change, categories=categories, calibration=None)
+
+    def _end_calibration(self) -> None:
+        if self.calibration is not None:
+            _log.warning("the guard has learned something else and is no longer calibrated: call calibrate again")
 
     def _adopt(self, classifier: PrototypeClassifier, change: Change | None) -> None:
         """Judge with a classifier from now on, which came from the present one by a change, or from nothing."""
         with self._lock:
-            if self.calibration is not None:
-                _log.warning("the guard has learned something else and is no longer calibrated: call calibrate again")
-            self._classifier = classifier
             before = self._model
-            after = Model(classifier.scorer_, classifier.novelty_, None)
+            added = () if change is None or before is None else before.categories.added
+            categories = with_added(classifier.categories_, added)
+            self._end_calibration()
+            self._classifier = classifier
+            after = Model(classifier.scorer_, classifier.novelty_, None, categories=categories)
+            gone = set() if before is None else set(before.categories) - set(categories)
+            if gone & self._category_policy.keys():
+                _log.warning("categories are gone, and what was to be done about them: %s", ", ".join(sorted(gone)))
+                self._category_policy = {name: each for name, each in self._category_policy.items() if name not in gone}
             if change is not None and before is not None:
                 after = after._replace(parent=before.parent, changes=(*before.changes, change))
             self._model = after

@@ -16,6 +16,7 @@ import numpy as np
 from mlpm_guard.conversation import Conversation, Message
 from mlpm_guard.encoders.base import Encoder
 from mlpm_guard.errors import EncoderError, GuardTimeoutError, MlpmGuardError, NonFiniteError
+from mlpm_guard.prototypes.categories import Categories
 from mlpm_guard.prototypes.novelty import Novelty
 from mlpm_guard.prototypes.scorer import Array, LayerScorer
 from mlpm_guard.verdict import Target, WindowEvidence
@@ -46,6 +47,8 @@ class Evidence:
         windows: pieces judged.
         distances: squared Mahalanobis distances to the classes, shape (classes, used); None when not measured.
         novelty: their percentile among those of training prompts; None when not measured.
+        categories: what every layer adds to each category's log-odds, in nats, shape (categories, used).
+        highest: the highest log-odds of every category among the pieces that are not fragments, shape (categories,).
     """
 
     log_odds: float
@@ -55,6 +58,8 @@ class Evidence:
     windows: int
     distances: Array | None = field(default=None, repr=False)
     novelty: float | None = None
+    categories: Array = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
+    highest: Array = field(default_factory=lambda: np.zeros(0), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +81,15 @@ class Examined:
 
 
 class _Scored(NamedTuple):
-    """What is kept of the states of a piece: layer log-odds, shape (used,), and distances, shape (classes, used), or None."""
+    """What is kept of the states of a piece.
+
+    Layer log-odds, shape (used,); distances, shape (classes, used), or None; and what every layer adds to each category's
+    log-odds, shape (categories, used).
+    """
 
     log_odds: Array
     distances: Array | None
+    categories: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +251,7 @@ class Judge:
         encoder: gives layer states.
         scorer: turns them into log-odds.
         novelty: measures how unlike training they are, or None.
+        categories: tells how likely they belong to each category.
         layers: `hidden_states` indices that the scorer uses.
         reading: how conversations are read.
         cancelled: set by a caller that no longer waits; work then ends at the next chunk.
@@ -251,6 +262,7 @@ class Judge:
         encoder: Encoder,
         scorer: LayerScorer,
         novelty: Novelty | None,
+        categories: Categories,
         layers: Sequence[int],
         reading: Reading,
         cancelled: threading.Event,
@@ -258,6 +270,7 @@ class Judge:
         self._encoder = encoder
         self._scorer = scorer
         self._novelty = novelty
+        self._categories = categories
         self._layers = tuple(layers)
         self._reading = reading
         self._cancelled = cancelled
@@ -320,16 +333,17 @@ class Judge:
                 raise EncoderError(f"the encoder returned states of shape {states.shape}")
             log_odds = self._scorer.log_odds(states)
             distances = [None] * len(states) if self._novelty is None else list(self._novelty.distances(states))
+            categories = self._categories.contributions(states, self._scorer.positions)
         except Exception as error:  # noqa: BLE001  (fails closed, whatever an encoder raises)
             if len(conversations) > 1:
                 # One bad item, or too little memory: halves find the former and survive the latter.
                 half = len(conversations) // 2
                 return [*self._encode(conversations[:half]), *self._encode(conversations[half:])]
             return [error if isinstance(error, MlpmGuardError) else _wrapped(error)]
-        finite = np.asarray(np.isfinite(log_odds).all(axis=1))
+        finite = np.asarray(np.isfinite(log_odds).all(axis=1) & np.isfinite(categories).all(axis=(1, 2)))
         return [
-            _Scored(row, distance) if good else NonFiniteError("the encoder's states give a score that is not a number")
-            for row, distance, good in zip(log_odds, distances, finite.tolist(), strict=True)
+            _Scored(row, distance, of_row) if good else NonFiniteError("the encoder's states give a score that is not a number")
+            for row, distance, of_row, good in zip(log_odds, distances, categories, finite.tolist(), strict=True)
         ]
 
     def _worst(self, plan: Sequence[Unit], results: Sequence[_Scored | MlpmGuardError]) -> Evidence | MlpmGuardError:
@@ -351,7 +365,10 @@ class Judge:
             rows.append(result)
         log_odds = self._scorer.aggregate(np.stack([row.log_odds for row in rows]))
         margins = _margins([unit.where for unit in plan], log_odds, self._reading.fragment_margin, self._scorer.levels)
-        return _Summed(rows, log_odds - margins, margins)
+        # A sentence alone looks more like some topic than its text does, and the more there are, the more so.
+        lasting = [row.categories for row, unit in zip(rows, plan, strict=True) if unit.where.kind != "fragment"]
+        highest = np.max([each.sum(axis=1) for each in lasting], axis=0) + self._categories.biases
+        return _Summed(rows, log_odds - margins, margins, highest)
 
     def _evidence(self, plan: Sequence[Unit], summed: _Summed, index: int) -> Evidence:
         row = summed.rows[index]
@@ -366,15 +383,21 @@ class Judge:
             len(plan),
             row.distances,
             novelty,
+            row.categories,
+            summed.highest,
         )
 
 
 class _Summed(NamedTuple):
-    """The pieces of one conversation: rows, log-odds with margins deducted, and the margins, each of shape (pieces,)."""
+    """The pieces of one conversation.
+
+    Rows; log-odds with margins deducted, and the margins, each of shape (pieces,); the highest log-odds of every category.
+    """
 
     rows: list[_Scored]
     log_odds: Array
     margins: Array
+    highest: Array
 
 
 def _margins(where: Sequence[WindowEvidence], log_odds: Array, share: float, levels: tuple[float, float]) -> Array:

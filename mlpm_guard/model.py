@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlpm_guard.lineage import Change
+from mlpm_guard.prototypes.categories import Categories
 from mlpm_guard.prototypes.novelty import Novelty
 from mlpm_guard.prototypes.scorer import LayerScorer
 
@@ -23,6 +24,7 @@ class Model(NamedTuple):
         parent: the bundle that it was loaded from or saved to last; changes count from there.
         changes: what was changed since.
         saved: whether the bundle holds exactly this.
+        categories: every category it knows.
     """
 
     scorer: LayerScorer
@@ -32,6 +34,7 @@ class Model(NamedTuple):
     parent: Bundle | None = None
     changes: tuple[Change, ...] = ()
     saved: bool = True
+    categories: Categories = Categories()
 
     def changed(self, change: Change, **fields: object) -> Model:
         """The model after a change, with new values for these fields; no longer what its bundle holds."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from mlpm_guard.category_policy import CategoryPolicy, categorise
 from mlpm_guard.conversation import Conversation
 from mlpm_guard.errors import EncoderError, InputError, MlpmGuardError, NonFiniteError
 from mlpm_guard.judging import Evidence
+from mlpm_guard.prototypes.categories import Categories
 from mlpm_guard.prototypes.novelty import Novelty
 from mlpm_guard.prototypes.scorer import LayerScorer, sigmoid
 from mlpm_guard.review import Review
@@ -44,6 +46,8 @@ class Policy:
         bundle_id: which saved guard judged.
         rules: texts that are decided without the scorer, or None.
         review: which verdicts are reviewed although they are not flagged, or None for none.
+        categories: what told how likely a text belongs to each category.
+        category_policy: what is done about them, by name.
         on_review: "block" where the gate that asks has two ways only and turns a review into a block.
     """
 
@@ -57,6 +61,8 @@ class Policy:
     rules: Rules | None = None
     review: Review | None = None
     novelty: Novelty | None = None
+    categories: Categories = field(default_factory=Categories)
+    category_policy: Mapping[str, CategoryPolicy] = field(default_factory=dict)
     on_review: OnReview = "pass"
 
     def judge(
@@ -86,14 +92,19 @@ class Policy:
             layer_log_odds = self.scorer.log_odds(states)
             scores = self.scorer.aggregate(layer_log_odds)
             distances, novelty = self._measured(states)
+            categories = self.categories.contributions(states, self.scorer.positions)
         except Exception as error:  # noqa: BLE001  (fails closed, whatever went wrong)
             failure = EncoderError(f"scoring failed ({type(error).__name__})")
             return [failure] * len(conversations)
         return [
-            Evidence(float(score), row, 0.0, where, 1, distance, percentile)
-            if np.isfinite(row).all()
+            Evidence(
+                float(score), row, 0.0, where, 1, distance, percentile, of_row, of_row.sum(axis=1) + self.categories.biases
+            )
+            if np.isfinite(row).all() and np.isfinite(of_row).all()
             else NonFiniteError("the model's states give a score that is not a number")
-            for score, row, distance, percentile in zip(scores, layer_log_odds, distances, novelty, strict=True)
+            for score, row, distance, percentile, of_row in zip(
+                scores, layer_log_odds, distances, novelty, categories, strict=True
+            )
         ]
 
     def _measured(
@@ -134,12 +145,18 @@ class Policy:
         if isinstance(evidence, MlpmGuardError):
             return self.failed(evidence, conversation.not_judged)
         score = probability(evidence)
-        flagged = score >= self.threshold
+        unsafe = score >= self.threshold
+        probabilities = self.probabilities(evidence)
+        found = categorise(self.category_policy, probabilities, unsafe=unsafe)
+        flagged = unsafe or bool(found.flagged_by)
         return Verdict(
             flagged=flagged,
             score=score,
             threshold=self.threshold,
-            action=self._action(flagged, score, evidence.novelty),
+            action=self._action(found.action if flagged else None, score, evidence.novelty),
+            category=found.category,
+            categories=probabilities,
+            flagged_by=found.flagged_by,
             layers=self.layer_evidence(evidence),
             intercept=self.scorer.intercept - evidence.margin,
             novelty=evidence.novelty,
@@ -164,14 +181,23 @@ class Policy:
             for layer, g, p, w in zip(*columns, strict=True)
         )
 
-    def _action(self, flagged: bool, score: float, novelty: float | None) -> Action:
+    def probabilities(self, evidence: Evidence) -> dict[str, float]:
+        """Probability of every category, as in `Verdict.categories`."""
+        if not len(self.categories):
+            return {}
+        found = evidence.categories.sum(axis=1) + self.categories.biases
+        for index, name in enumerate(self.categories):
+            if name in self.category_policy and self.category_policy[name].threshold is not None:
+                found[index] = evidence.highest[index]
+        return self.categories.probabilities(found)
+
+    def _action(self, wanted: Action | None, score: float, novelty: float | None) -> Action:
+        """What a gate does about a verdict that asks for `wanted`, or is not flagged."""
         if self.mode == "monitor":
             return Action.ALLOW
-        if flagged:
-            return Action.BLOCK
-        if self.review is None or not self.review.wants(score, novelty):
-            return Action.ALLOW
-        return Action.BLOCK if self.on_review == "block" else Action.REVIEW
+        if wanted is None:
+            wanted = Action.REVIEW if self.review is not None and self.review.wants(score, novelty) else Action.ALLOW
+        return Action.BLOCK if wanted is Action.REVIEW and self.on_review == "block" else wanted
 
     def failed(self, error: MlpmGuardError, not_judged: tuple[str, ...] = ()) -> Verdict | MlpmGuardError:
         """The verdict on a conversation that could not be judged; with `on_error="raise"` the error itself."""

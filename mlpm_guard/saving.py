@@ -65,12 +65,13 @@ def save(
             **settings,
             "classifier": shape.model_dump(),
             "examples": dict(counts),
+            "categories": [{"fitted": fitted, "names": names} for fitted, names in model.categories.layout()],
             "lineage": [each.model_dump() for each in lineage(model, settings)],
             "calibration": None if model.calibration is None else model.calibration.model_dump(),
             "notes": kept if notes is None else dict(notes),
         }
     )
-    return bundles.save(path, manifest, model.scorer, model.novelty, tensors)
+    return bundles.save(path, manifest, model.scorer, model.novelty, model.categories, tensors)
 
 
 def lineage(model: Model, settings: Mapping[str, Any]) -> tuple[Ancestor, ...]:
@@ -86,6 +87,10 @@ def lineage(model: Model, settings: Mapping[str, Any]) -> tuple[Ancestor, ...]:
         after = settings[name]
         if after != (before.model_dump(exclude_defaults=True) if isinstance(before, SavedRules) else before):
             changes.append(Change(kind=name))
+    told = {each.name for each in changes if each.kind in {"add_category", "remove_category"}}
+    policies = ({name: each.model_dump() for name, each in parent.policy.items()}, settings["policy"])
+    if len({json.dumps({name: policy[name] for name in sorted(policy.keys() - told)}) for policy in policies}) > 1:
+        changes.append(Change(kind="policy"))
     if not changes:
         return parent.lineage
     return (*parent.lineage, Ancestor(bundle_id=model.parent.bundle_id, changes=tuple(changes)))

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import islice
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
 from mlpm_guard.contradictions import LabelsSeen
 from mlpm_guard.conversation import Conversation, ConversationLike, Message
 from mlpm_guard.encoders.base import Encoder, States
-from mlpm_guard.errors import ContradictoryLabelsError, DataError, InputError
+from mlpm_guard.errors import CategoryError, ContradictoryLabelsError, DataError, InputError
 from mlpm_guard.judging import Reading, TokenSpans, context_of
+from mlpm_guard.prototypes.categories import UNKNOWN, require_name
 from mlpm_guard.prototypes.classifier import content_keys
 from mlpm_guard.verdict import Target
 from mlpm_guard.windows import training_pieces
@@ -28,6 +29,7 @@ _CHUNK = 512
 _WINDOWS = {"prompt": 4, "response": 2}
 _LABELS = {"safe": 0, "unsafe": 1, "0": 0, "1": 1, "false": 0, "true": 1}
 _MISSING = object()
+_MOST_CATEGORIES = 1 << 16
 
 
 def parse_label(value: object) -> int:
@@ -45,6 +47,15 @@ def parse_label(value: object) -> int:
     raise ValueError("a label is 0, False or 'safe', or 1, True or 'unsafe'")
 
 
+class Chunk(NamedTuple):
+    """Training windows: states (n, layers, dim), labels, keys (n,), and categories; None where no categories are given."""
+
+    states: States
+    labels: list[int]
+    keys: Keys
+    categories: list[str | None] | None
+
+
 def examples(
     prompts: Iterable[ConversationLike],
     labels: Iterable[Label],
@@ -53,8 +64,9 @@ def examples(
     *,
     progress: bool | None,
     consistent: bool = True,
-) -> Iterator[tuple[States, list[int], Keys]]:
-    """Layer states, labels and keys of training windows, a chunk at a time.
+    categories: Iterable[str | None] | None = None,
+) -> Iterator[Chunk]:
+    """Layer states, labels, keys and categories of training windows, a chunk at a time.
 
     A prompt of several windows gives up to four of them, spread evenly, each with the prompt's label; one in a context gives
     that. An answer gives its first and its last window and, where answers are judged in their context, that too.
@@ -65,25 +77,28 @@ def examples(
         encoder: gives the states.
         reading: how conversations are read.
         progress: show a progress bar; None shows one when standard error is a terminal.
-        consistent: refuse the same prompt with both labels.
+        consistent: refuse the same prompt with both labels, or in two categories.
+        categories: as many categories; None, or "other", for a prompt without one, and for every safe prompt.
 
     Raises:
-        DataError: a row cannot be used, or there are more prompts than labels or labels than prompts.
+        DataError: a row cannot be used, there are not as many labels or categories as prompts, or a prompt is in two
+            categories.
         ContradictoryLabelsError: a prompt is there with both labels.
     """
-    rows = labelled(prompts, labels, reading.target, consistent=consistent)
+    rows = _named(labelled(prompts, labels, reading.target, consistent=consistent), categories, consistent=consistent)
     with _progress(prompts, progress) as advance:
         while chunk := list(islice(rows, _CHUNK)):
             spans = TokenSpans(encoder)
-            spans.prepare(conversation.messages[index].content for conversation, index, _ in chunk)
+            spans.prepare(conversation.messages[index].content for conversation, index, _, _ in chunk)
             pieces = [
-                (piece, label)
-                for conversation, index, label in chunk
+                (piece, label, name)
+                for conversation, index, label, name in chunk
                 for piece in _pieces(conversation, index, reading, encoder, spans)
             ]
-            states = encoder.encode([piece for piece, _ in pieces])
-            keys = content_keys([piece.key() for piece, _ in pieces])
-            yield states, [label for _, label in pieces], keys
+            states = encoder.encode([piece for piece, _, _ in pieces])
+            keys = content_keys([piece.key() for piece, _, _ in pieces])
+            names = None if categories is None else [name for _, _, name in pieces]
+            yield Chunk(states, [label for _, label, _ in pieces], keys, names)
             advance(len(chunk))
 
 
@@ -117,6 +132,42 @@ def labelled(
                     f"row {row}: the same prompt as row {earlier}, with the other label; remove one of the two", (earlier, row)
                 )
         yield found
+
+
+def _named(
+    rows: Iterator[tuple[Conversation, int, int]], categories: Iterable[str | None] | None, *, consistent: bool
+) -> Iterator[tuple[Conversation, int, int, str | None]]:
+    """Labelled rows with their categories."""
+    if categories is None:
+        yield from ((*row, None) for row in rows)
+        return
+    if isinstance(categories, (str, bytes)) or not isinstance(categories, Iterable):
+        raise DataError(f"categories: a list of them, not {type(categories).__name__}")
+    names, numbers, seen = iter(categories), dict[str, int](), LabelsSeen(_MOST_CATEGORIES)
+    number = 0
+    for number, (conversation, index, label) in enumerate(rows, start=1):
+        name = next(names, _MISSING)
+        if name is _MISSING:
+            raise DataError(f"there are only {number - 1} categories; give one, or None, for every prompt")
+        try:
+            name = None if name is None or name == UNKNOWN else require_name(name)
+        except CategoryError as error:
+            raise DataError(f"row {number - 1}: {error}") from None
+        if name is not None and label == 0:
+            raise DataError(f"row {number - 1}: a safe prompt has no category, but this one is given one; give None")
+        if name is not None and consistent:
+            code = numbers.setdefault(name, len(numbers))
+            if code >= _MOST_CATEGORIES:
+                raise DataError(f"more than {_MOST_CATEGORIES} categories")
+            (key,) = content_keys([conversation.key()]).tolist()
+            earlier = seen.add(key, number - 1, code)
+            if earlier is not None:
+                raise DataError(
+                    f"row {number - 1}: the same prompt as row {earlier}, in another category; remove one of the two"
+                )
+        yield conversation, index, label, name
+    if next(names, _MISSING) is not _MISSING:
+        raise DataError(f"there are only {number} prompts; give one category, or None, for each")
 
 
 def paired(prompts: Iterable[ConversationLike], labels: Iterable[Label]) -> Iterator[tuple[ConversationLike, Label]]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 Target = Literal["prompt", "response"]
 Mode = Literal["enforce", "monitor"]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 OnReview = Literal["pass", "block"]
 """What a gate does with an action of "review"."""
 
@@ -92,11 +93,14 @@ class Verdict(BaseModel):
     Attributes:
         flagged: the judgement itself. True also when nothing could be judged (`error`).
         score: calibrated probability that the text is unsafe, in [0, 1]; None when `error` is set. 1 or 0 where a rule decided.
-        threshold: `flagged` is `score >= threshold`, unless a rule decided.
+        threshold: `flagged` is `score >= threshold`, unless a rule decided or `flagged_by` names a category.
         action: what a gate does with it. "allow" in monitor mode; after an error it follows the guard's `on_error`. "review"
-            where the guard was told to have some verdicts reviewed that are not flagged.
-        category: likeliest category of an unsafe verdict, or None when none is confident.
-        categories: probability of every category the guard knows.
+            where the guard was told to have some verdicts reviewed that are not flagged, and where a category asks for it.
+        category: likeliest category of a flagged verdict, or None when none is confident.
+        categories: probability, in [0, 1], of every category the guard knows. Of one with a threshold of its own, the highest
+            of all texts and windows that are judged whole; of the others, that of the worst window. Empty when `error` or
+            `rule` is set.
+        flagged_by: categories whose own threshold is reached, which flags a verdict whatever its score.
         layers: evidence per used layer, of the worst window.
         intercept: log-odds of the score that no layer explains, in nats; None when `error` or `rule` is set.
         novelty: how unlike the training prompts this one is, as a percentile in [0, 1]; None when not measured.
@@ -118,7 +122,8 @@ class Verdict(BaseModel):
     threshold: float = Field(ge=0.0, le=1.0)
     action: Action
     category: str | None = None
-    categories: dict[str, float] = Field(default_factory=dict)
+    categories: dict[str, Probability] = Field(default_factory=dict)
+    flagged_by: tuple[str, ...] = ()
     layers: tuple[LayerEvidence, ...] = ()
     intercept: FiniteFloat | None = None
     novelty: float | None = Field(default=None, ge=0.0, le=1.0)
@@ -139,6 +144,10 @@ class Verdict(BaseModel):
             raise ValueError("a verdict with an error is always flagged")
         if self.rule is not None and (self.error is not None or self.score != float(self.rule.kind == "block")):
             raise ValueError("a verdict by a rule has no error, and a score of 1 where it blocks, of 0 where it allows")
+        if self.flagged_by and not (self.flagged and self.score is not None and self.rule is None):
+            raise ValueError("a verdict that categories flag is flagged, by them and not by an error or a rule")
+        if not {*self.flagged_by, *([] if self.category is None else [self.category])} <= self.categories.keys():
+            raise ValueError("a verdict names categories whose probabilities it holds")
         return self
 
     @property

@@ -68,19 +68,18 @@ class CategoryBlock:
         Returns:
             Shape (n, k, used); the sum over layers plus `biases` are the log-odds.
         """
-        read = self._read(states)
-        found: Array = np.einsum("nld,kld->nkl", read, self.weights.astype(np.float64), optimize=True)
+        found: Array = np.matmul(self._read(states).swapaxes(0, 1), self._by_layer).transpose(1, 2, 0)
         return found
 
     def log_odds(self, states: npt.NDArray[np.floating]) -> Array:
         """Log-odds of every category in nats, shape (n, k), from states of shape (n, used, dim)."""
-        read = self._read(states)
-        found: Array = read.reshape(len(read), -1) @ self._flat + self.biases
+        found: Array = self.contributions(states).sum(axis=2) + self.biases
         return found
 
     @cached_property
-    def _flat(self) -> Array:
-        return self.weights.reshape(len(self.names), -1).T.astype(np.float64)
+    def _by_layer(self) -> Array:
+        """Weights, shape (used, dim, k)."""
+        return np.ascontiguousarray(self.weights.transpose(1, 2, 0), np.float64)
 
     def _read(self, states: npt.NDArray[np.floating]) -> Array:
         if self.center is None:
@@ -151,32 +150,31 @@ class Categories:
     def __contains__(self, name: object) -> bool:
         return name in self.names
 
-    def log_odds(self, states: npt.NDArray[np.floating], positions: npt.NDArray[np.int64]) -> Array:
-        """Log-odds of every category in nats, shape (n, k).
+    @cached_property
+    def biases(self) -> Array:
+        """Log-odds of every category that no layer explains, in nats, shape (k,)."""
+        return np.concatenate([block.biases for block in self.blocks]) if len(self) else np.empty(0)
+
+    def contributions(self, states: npt.NDArray[np.floating], positions: npt.NDArray[np.int64]) -> Array:
+        """What every layer adds to each category's log-odds, in nats, shape (n, k, len(positions)).
+
+        The sum over the layers plus `biases` are the log-odds.
 
         Args:
             states: shape (n, len(positions), dim).
             positions: which of the encoder's layers those are, ascending; all that any category reads are among them.
         """
-        if not len(self):
-            return np.zeros((len(states), 0))
-        parts = [block.log_odds(states[:, np.searchsorted(positions, block.positions)]) for block in self.blocks]
-        return np.concatenate(parts, axis=1)
-
-    def contributions(
-        self, states: npt.NDArray[np.floating], positions: npt.NDArray[np.int64]
-    ) -> dict[str, tuple[dict[int, float], float]]:
-        """What every layer adds to each category's log-odds, and the log-odds that no layer explains, in nats.
-
-        Args:
-            states: of one text, shape (len(positions), dim).
-            positions: as in `log_odds`.
-        """
-        found: dict[str, tuple[dict[int, float], float]] = {}
+        found = np.zeros((len(states), len(self), len(positions)))
+        start = 0
         for block in self.blocks:
-            rows = block.contributions(states[None, np.searchsorted(positions, block.positions)])[0]
-            for name, row, bias in zip(block.names, rows, block.biases, strict=True):
-                found[name] = dict(zip(block.positions.tolist(), row.tolist(), strict=True)), float(bias)
+            columns = np.searchsorted(positions, block.positions)
+            found[:, start : start + len(block.names), columns] = block.contributions(states[:, columns])
+            start += len(block.names)
+        return found
+
+    def log_odds(self, states: npt.NDArray[np.floating], positions: npt.NDArray[np.int64]) -> Array:
+        """Log-odds of every category in nats, shape (n, k); arguments as in `contributions`."""
+        found: Array = self.contributions(states, positions).sum(axis=2) + self.biases
         return found
 
     def probabilities(self, log_odds: Array) -> dict[str, float]:
@@ -243,6 +241,18 @@ class Categories:
         except (KeyError, ValueError, IndexError, TypeError, CategoryError) as error:
             raise BundleCorruptError(f"the categories do not fit together ({type(error).__name__}: {error})") from error
         return result
+
+
+def with_added(fitted: CategoryBlock | None, added: Iterable[CategoryBlock]) -> Categories:
+    """Fitted categories and added ones together.
+
+    Raises:
+        CategoryError: a name is among both.
+    """
+    categories = Categories(fitted)
+    for block in added:
+        categories = categories.adding(block)
+    return categories
 
 
 def _block(

@@ -18,6 +18,8 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from mlpm_guard.errors import ConfigurationError, DataError, NotFittedError
+from mlpm_guard.prototypes.categories import CategoryBlock, deeper_half
+from mlpm_guard.prototypes.category_fitting import fit_categories
 from mlpm_guard.prototypes.covariance import fit_novelty
 from mlpm_guard.prototypes.discriminant import fit_discriminants, out_of_fold_log_odds
 from mlpm_guard.prototypes.ledger import Keys
@@ -38,6 +40,7 @@ class Fitted:
         coef: discriminant weights of every layer, shape (layers, dim).
         biases: discriminant biases of every layer, shape (layers,).
         novelty: distances to the classes at the used layers; None after a fit on very few prompts.
+        categories: those that enough prompts were learned of; None where there are none.
     """
 
     scorer: LayerScorer
@@ -45,6 +48,7 @@ class Fitted:
     coef: Array
     biases: Array
     novelty: Novelty | None
+    categories: CategoryBlock | None
 
 
 class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -108,8 +112,10 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         y: npt.ArrayLike,
         keys: npt.ArrayLike | None = None,
         categories: Sequence[str | None] | None = None,
+        *,
+        also_read: Sequence[int] = (),
     ) -> Self:
-        """Unlearn states: statistics and discriminants are then what they were without them. Arguments as in `update`.
+        """Unlearn states: statistics and discriminants are then what they were without them. Arguments as in `update`, `refit`.
 
         Without `categories`, prompts leave the category that they were learned in.
 
@@ -130,7 +136,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                         f"forgetting these would leave {left} prompts of class {label}; at least {_MIN_PROMPTS} must stay"
                     )
             statistics.forget(states, labels, ids, categories)
-        return self.refit()
+        return self.refit(also_read)
 
     def merge(self, other: PrototypeClassifier) -> Self:
         """Learn everything that another classifier learned, as if from its states."""
@@ -155,8 +161,11 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self._statistics(states).update(states, labels, ids, categories)
         return self
 
-    def refit(self) -> Self:
+    def refit(self, also_read: Sequence[int] = ()) -> Self:
         """Discriminants and aggregation from the statistics collected so far.
+
+        Args:
+            also_read: positions of layers that the scorer keeps even if it gives them no weight, because others need them.
 
         Raises:
             DataError: a class has fewer than two prompts, or the states do not vary.
@@ -179,9 +188,9 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             log_odds = scales * (log_odds - offsets)
             weights, intercept = fit_layer_weights(log_odds, labels, times, self.C, counts)
             scores = sigmoid(log_odds) @ weights + intercept
-            used = np.flatnonzero(weights)
-            if not len(used):
+            if not weights.any():
                 raise DataError("the layer states of the training prompts do not tell the labels apart")
+            used = np.union1d(np.flatnonzero(weights), np.asarray(also_read, np.int64))
             scorer = LayerScorer(
                 positions=used,
                 weights=discriminants.weights[used] * scales[used, None],
@@ -191,7 +200,8 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 levels=(float(np.median(scores[labels == 0])), float(np.median(scores[labels == 1]))),
             )
             novelty = fit_novelty(statistics, used)
-            self.fitted_ = Fitted(scorer, weights, discriminants.weights, discriminants.biases, novelty)
+            categories = fit_categories(statistics, deeper_half(used))
+            self.fitted_ = Fitted(scorer, weights, discriminants.weights, discriminants.biases, novelty, categories)
         return self
 
     def move(self, scorer: LayerScorer, before: PrototypeStatistics) -> Self:
@@ -212,7 +222,8 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             weights = np.zeros(statistics.layers)
             weights[after.positions] = after.layer_weights
             novelty = fit_novelty(statistics, after.positions)
-            self.fitted_ = Fitted(after, weights, discriminants.weights, discriminants.biases, novelty)
+            categories = fit_categories(statistics, deeper_half(after.positions))
+            self.fitted_ = Fitted(after, weights, discriminants.weights, discriminants.biases, novelty, categories)
         return self
 
     def reset(self) -> Self:
@@ -253,6 +264,11 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def novelty_(self) -> Novelty | None:
         """Distances to the classes at the used layers; None after a fit on very few prompts."""
         return self._fitted().novelty
+
+    @property
+    def categories_(self) -> CategoryBlock | None:
+        """Categories that enough prompts were learned of; None where there are none."""
+        return self._fitted().categories
 
     @property
     def classes_(self) -> npt.NDArray[np.int64]:
