@@ -19,7 +19,7 @@ from mlpm_guard.errors import BundleError, CategoryError, DataError
 from mlpm_guard.lineage import Change
 from mlpm_guard.model import Model
 from mlpm_guard.policy import OnError
-from mlpm_guard.prototypes.categories import Categories, require_name, with_added
+from mlpm_guard.prototypes.categories import Categories, deeper_half, require_name, with_added
 from mlpm_guard.rules import Rules
 from mlpm_guard.verdict import Mode
 
@@ -333,6 +333,46 @@ class Guard(Checker):
             block = add_from_statistics(name, states, others, statistics, model.scorer.positions)
             self._recategorise(Change(kind="add_category", prompts=number, name=name), model.categories.adding(block))
             self._category_policy = {**self._category_policy, name: policy}
+        return self
+
+    def assign_categories(
+        self,
+        prompts: Iterable[ConversationLike],
+        categories: Iterable[str | None],
+        *,
+        progress: bool | None = None,
+    ) -> Self:
+        """Say which categories unsafe prompts belong to that were learned without any.
+
+        For a guard that was fitted without categories. Scores stay what they are, to the last bit.
+
+        Args:
+            prompts: conversations that were learned as unsafe; not all of them are needed.
+            categories: as many categories; None, or "other", for an unknown one.
+            progress: show a progress bar; None shows one in a terminal.
+
+        Raises:
+            UnknownPromptError: one was never learned as an unsafe prompt. The guard stays what it was.
+            CategoryError: one has a category already, or a category was added from examples. The guard stays what it was.
+            DataError: a row cannot be used, or a prompt is in two categories.
+            BundleError: the guard was saved without statistics.
+        """
+        from mlpm_guard.prototypes.category_fitting import fit_categories
+        from mlpm_guard.training import examples
+
+        with self._lock:
+            model = self._known()
+            classifier = self._copy_of_trainable()
+            statistics = classifier.statistics_
+            self.load()
+            rows = list(prompts) if isinstance(prompts, Iterable) and not isinstance(prompts, (str, bytes)) else prompts
+            labels = [1] * len(rows) if isinstance(rows, list) else [1]
+            for chunk in examples(rows, labels, self._encoder, self._reading(), progress=progress, categories=categories):
+                statistics.assign(chunk.states, chunk.categories or [], chunk.keys)
+            fitted = fit_categories(statistics, deeper_half(model.scorer.positions))
+            after = with_added(fitted, model.categories.added)
+            self._classifier = classifier
+            self._recategorise(Change(kind="assign_categories", prompts=len(labels)), after)
         return self
 
     def remove_category(self, name: str) -> Self:

@@ -140,6 +140,25 @@ def test_a_safe_row_with_a_category_is_refused() -> None:
         Guard(TopicEncoder()).fit(["a", "b unsafe"], [0, 1], ["drugs", None], progress=False)
 
 
+def test_categories_assigned_afterwards_change_no_score_and_name_what_learning_them_would_have_named(fitted: Guard) -> None:
+    prompts, labels = [*on(None, 40, unsafe=False), *on(None, 10), *on("drugs", 20), *on("fraud", 20)], [0] * 40 + [1] * 50
+    guard = Guard(TopicEncoder()).fit(prompts, labels, progress=False)
+    texts = [DRUGS, FRAUD, CALM]
+    before = guard.check_batch(texts)
+    guard.assign_categories(prompts[40:], ["other"] * 10 + ["drugs"] * 20 + ["fraud"] * 20, progress=False)
+    for old, new, expected in zip(before, guard.check_batch(texts), fitted.check_batch(texts), strict=True):
+        assert new.score == old.score
+        assert new.layers == old.layers
+        assert new.category == expected.category
+        assert new.categories == pytest.approx(expected.categories)
+    with pytest.raises(CategoryError, match="already"):
+        guard.assign_categories(on("drugs", 3), ["drugs"] * 3, progress=False)
+    with pytest.raises(UnknownPromptError):
+        guard.assign_categories(["never seen"], ["drugs"], progress=False)
+    with pytest.raises(DataError):
+        guard.assign_categories("one text", ["drugs"], progress=False)
+
+
 # -- added from a few examples ------------------------------------------------------------------------------------------------
 
 

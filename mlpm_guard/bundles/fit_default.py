@@ -1,9 +1,12 @@
 """Fits the default bundle: the recipe of the guard that ships, from labelled public prompts to `default/`.
 
     python mlpm_guard/bundles/fit_default.py DATA_FOLDER
+    python mlpm_guard/bundles/fit_default.py DATA_FOLDER --categories-only
 
 DATA_FOLDER (or MLPM_GUARD_DATA) has a folder `train` with one gzip JSON Lines file a source: `id`, `text`, `label` (1 unsafe),
-`source_category`. Uses public API only. Deterministic: rows are drawn by a seeded hash of their ids.
+`category`, `source_category`. With `--categories-only` the bundle that is there keeps its scores to the last bit, and learns
+which of its training prompts belong to which category. Uses public API only. Deterministic: rows are drawn by a seeded hash of
+their ids.
 """
 
 from __future__ import annotations
@@ -67,6 +70,7 @@ class Row:
     source: str
     text: str
     label: int
+    category: str | None = None
 
 
 def id_stem(source: str, row_id: str) -> str:
@@ -86,6 +90,12 @@ def read(path: Path) -> Iterator[dict[str, object]]:
             yield json.loads(line)
 
 
+def category(row: dict[str, object]) -> str | None:
+    """The category of an unsafe row, where it is known."""
+    found = row.get("category")
+    return None if found in {None, "other"} or int(str(row["label"])) == 0 else str(found)
+
+
 def training_rows(folder: Path) -> list[Row]:
     """Rows to learn from, in a fixed order."""
     rows: list[Row] = []
@@ -97,7 +107,9 @@ def training_rows(folder: Path) -> list[Row]:
         ]
         usable.sort(key=lambda row: hashlib.sha256(f"{SEED}|{row['id']}".encode()).digest())
         chosen = usable[: ROWS_OF.get(source, ROWS_PER_SOURCE)]
-        rows += [Row(source, str(row["text"]), int(str(row["label"]))) for row in chosen if str(row["text"]).strip()]
+        rows += [
+            Row(source, str(row["text"]), int(str(row["label"])), category(row)) for row in chosen if str(row["text"]).strip()
+        ]
     # A few prompts stand in two sources with different labels: nothing can be learned from those.
     labels: dict[str, set[int]] = {}
     for row in rows:
@@ -120,7 +132,12 @@ def everyday_rows(folder: Path) -> list[str]:
 def fit(data: Path, out: Path) -> Guard:
     """Fit, set the threshold, save."""
     rows = training_rows(data / "train")
-    guard = Guard().fit([row.text for row in rows], [row.label for row in rows], sample_size=SAMPLE_SIZE)
+    guard = Guard().fit(
+        [row.text for row in rows],
+        [row.label for row in rows],
+        [row.category for row in rows],
+        sample_size=SAMPLE_SIZE,
+    )
     scores = np.array([verdict.score for verdict in guard.check_batch(everyday_rows(data / "train"))])
     guard.threshold = round(float(np.quantile(scores, 1.0 - EVERYDAY_FLAGGED)), 3)
     sources = {source: sum(row.source == source for row in rows) for source in sorted({row.source for row in rows})}
@@ -138,18 +155,29 @@ def fit(data: Path, out: Path) -> Guard:
     return guard
 
 
+def add_categories(data: Path, out: Path) -> Guard:
+    """Learn the categories of the prompts that the bundle in `out` was fitted on; its scores stay what they are."""
+    rows = [row for row in training_rows(data / "train") if row.category is not None]
+    guard = Guard.from_pretrained(out)
+    guard.assign_categories([row.text for row in rows], [row.category for row in rows])
+    guard.save_pretrained(out)
+    return guard
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", type=Path, default=os.environ.get("MLPM_GUARD_DATA"))
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "default")
+    parser.add_argument("--categories-only", action="store_true", help="leave the scores of the bundle as they are")
     options = parser.parse_args()
     if options.data is None:
         sys.exit("no data folder: give it as an argument, or set MLPM_GUARD_DATA")
     if not (Path(options.data) / "train").is_dir():
         sys.exit(f"{options.data} has no folder named train")
-    guard = fit(Path(options.data), options.out)
+    guard = (add_categories if options.categories_only else fit)(Path(options.data), options.out)
     print(f"saved {guard.bundle_id} to {options.out}, threshold {guard.threshold}")
+    print(f"categories: {', '.join(guard.list_categories())}")
 
 
 if __name__ == "__main__":

@@ -112,6 +112,10 @@ class CategoryStatistics:
             else:
                 del self.sums[name]
 
+    def times(self, key: int) -> int:
+        """How often a prompt was learned in any category."""
+        return sum(known.ledger.count(key) for known in self.sums.values())
+
     def of(self, keys: Sequence[int]) -> list[str | None]:
         """The category that each prompt was learned in, or None."""
         wanted = np.asarray(keys, np.uint64)

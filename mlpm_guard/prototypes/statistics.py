@@ -162,6 +162,29 @@ class PrototypeStatistics:
         if condensed:
             self._add(condensed)
 
+    def assign(self, states: States, names: Sequence[str | None], keys: Keys) -> None:
+        """Say which category unsafe prompts belong to that were learned without one; nothing else changes.
+
+        Args:
+            states: shape (n, layers, dim).
+            names: a category or None for each prompt, length n.
+            keys: what identifies each prompt, shape (n,).
+
+        Raises:
+            UnknownPromptError: one was never learned as an unsafe prompt; nothing has changed then.
+            CategoryError: one has a category already (as often as it was learned), or a name cannot be used; nothing has
+                changed then.
+        """
+        labels = np.ones(len(keys), np.int64)
+        states = self._check(states, labels, keys)
+        names = checked_categories(names, labels)
+        self.require_known(labels, keys)
+        asked = Counter(key for key, name in zip(keys.tolist(), names, strict=True) if name is not None)
+        twice = sum(times + self.categories.times(key) > self.classes[1].times(key) for key, times in asked.items())
+        if twice:
+            raise CategoryError(f"{twice} of {len(asked)} prompts have a category already; nothing was assigned")
+        self.categories.update(states, names, keys)
+
     def forget(
         self,
         states: States,

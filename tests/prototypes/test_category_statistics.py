@@ -58,6 +58,25 @@ def test_a_category_whose_last_prompt_is_forgotten_is_gone() -> None:
     assert statistics.categories.names == ("drugs", "fraud")
 
 
+def test_assigning_categories_afterwards_gives_what_learning_them_at_once_gives() -> None:
+    for sample_size in (512, 20):
+        statistics = learned(X, Y, [None] * len(Y), sample_size=sample_size)
+        unsafe = np.flatnonzero(Y == 1)
+        statistics.assign(X[unsafe], [C[index] for index in unsafe], KEYS[unsafe])
+        assert same(statistics, learned(X, Y, C, sample_size=sample_size))
+
+
+def test_what_was_not_learned_as_unsafe_or_has_a_category_is_not_assigned_one() -> None:
+    statistics = learned(X, Y, C)
+    safe = int(np.flatnonzero(Y == 0)[0])
+    with pytest.raises(UnknownPromptError):
+        statistics.assign(X[safe : safe + 1], ["drugs"], KEYS[safe : safe + 1])
+    named = C.index("drugs")
+    with pytest.raises(CategoryError, match="1 of 1 prompts have a category already"):
+        statistics.assign(X[named : named + 1], ["drugs"], KEYS[named : named + 1])
+    assert same(statistics, learned(X, Y, C))
+
+
 def test_forgetting_in_another_category_is_refused_and_changes_nothing() -> None:
     statistics = learned(X, Y, C)
     wrong = C.index("drugs")
