@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
+from langchain_core.exceptions import ModelError
 from langchain_core.globals import set_llm_cache
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
@@ -379,9 +380,13 @@ async def test_structured_output_works_through_tools_and_is_moderated(way: str) 
     for steps, good in (("a fine plan", True), ("the \\u0073ecret plan", False)):
         said = f'<tool_call>\n{{"name": "Plan", "arguments": {{"steps": "{steps}"}}}}\n</tool_call>'
         structured = chat(said, moderator=response_guard()).with_structured_output(Plan, include_raw=True)
-        seen = await WAYS[way](structured, "hi", {})
-        assert SECRET not in repr(seen)
-        assert ("Plan(steps='a fine plan')" in repr(seen)) is good
+        try:
+            seen = repr(await WAYS[way](structured, "hi", {}))
+        except ModelError as error:  # langchain-core 1.8 raises on a refusal that it streams
+            seen = f"{error} {error!r} {vars(error)!r}"
+            assert type(error).__name__ == "ModelRefusalError"
+        assert SECRET not in seen
+        assert ("Plan(steps='a fine plan')" in seen) is good
 
 
 @pytest.mark.parametrize("way", ["invoke", "ainvoke"])
