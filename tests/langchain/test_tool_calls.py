@@ -383,10 +383,10 @@ async def test_structured_output_works_through_tools_and_is_moderated(way: str) 
         try:
             seen = repr(await WAYS[way](structured, "hi", {}))
         except ModelError as error:  # langchain-core 1.8 raises on a refusal that it streams
-            seen = f"{error} {error!r} {vars(error)!r}"
-            assert type(error).__name__ == "ModelRefusalError"
+            seen = f"{type(error).__name__} {error} {error!r} {vars(error)!r}"
         assert SECRET not in seen
         assert ("Plan(steps='a fine plan')" in seen) is good
+        assert good or "content_filter" in seen or "ModelRefusalError" in seen
 
 
 @pytest.mark.parametrize("way", ["invoke", "ainvoke"])
