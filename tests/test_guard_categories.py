@@ -6,6 +6,8 @@ import copy
 import json
 import logging
 import pickle
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,8 @@ from mlpm_guard import (
     Verdict,
 )
 from mlpm_guard import bundle as bundles
+from mlpm_guard.conversation import Conversation, ConversationLike
+from mlpm_guard.encoders.base import States
 from mlpm_guard.testing import MockEncoder, MockGuard
 from tests.conftest import SAFE, UNSAFE
 from tests.topics import TopicEncoder, categorised, on
@@ -383,16 +387,39 @@ def test_a_policy_about_a_category_that_the_guard_lacks_is_refused(guard: Guard)
 # -- long texts ---------------------------------------------------------------------------------------------------------------
 
 
-def test_one_sentence_of_a_long_text_does_not_flag_by_category(guard: Guard) -> None:
+class Diluted(TopicEncoder):
+    """Finds a topic in short pieces only."""
+
+    def encode(self, conversations: Sequence[ConversationLike], *, layers: Sequence[int] | None = None) -> States:
+        found = super().encode(conversations, layers=layers)
+        plain = MockEncoder.encode(self, conversations, layers=layers)
+        long = [len(str(Conversation.parse(each).messages[-1].content)) > 60 for each in conversations]
+        return np.where(np.array(long)[:, None, None], plain, found)
+
+
+def test_a_sentence_of_a_longer_text_does_not_flag_by_category(guard: Guard) -> None:
     with_legal(guard)
-    sentences = [f"here are some words on matter number {index} and more." for index in range(40)]
-    sentences[20] = "there was a short lawsuit then too."
-    verdict = guard.check(" ".join(sentences))
-    windows = [each for each in guard.explain(" ".join(sentences)).windows if each.where.kind != "fragment"]
-    assert len(windows) > 1
-    assert verdict.categories["legal"] >= 0.5  # a window has the topic's word
-    fragment_only = guard.explain(" ".join([*sentences[:3], "a lawsuit.", *sentences[3:8]]))
-    assert [each.name for each in fragment_only.categories]
+    diluted = guard.bound_to(Diluted())
+    text = (
+        " ".join(f"here are some words on matter number {index} and more." for index in range(11)) + " It is a lawsuit of mine."
+    )
+    pieces = diluted.explain(text).windows
+    assert {each.where.kind for each in pieces} == {"whole", "fragment"}
+    assert diluted.check(LEGAL).flagged_by == ("legal",)
+    assert diluted.check(text).flagged_by == ()
+
+
+def test_the_window_that_is_most_of_a_category_counts_where_it_has_a_threshold(guard: Guard) -> None:
+    with_legal(guard)
+    words = [f"here are some words on matter number {index} and more." for index in range(60)]
+    words[40] = "then there was a lawsuit too."
+    explanation = guard.explain(" ".join(words))
+    legal = next(each for each in explanation.categories if each.name == "legal")
+    assert explanation.verdict.flagged_by == ("legal",)
+    assert legal.probability == explanation.verdict.categories["legal"] >= 0.5
+    where = explanation.verdict.window if legal.window is None else legal.window
+    assert where is not None
+    assert where.kind == "window"
 
 
 # -- saving, lineage, calibration ---------------------------------------------------------------------------------------------
@@ -481,3 +508,44 @@ def test_an_explanation_gives_the_evidence_on_every_category_the_likeliest_first
 
 def test_a_mock_guard_knows_no_categories() -> None:
     assert MockGuard(lambda text: "unsafe" in text).check(DRUGS).categories == {}
+
+
+def test_states_that_were_read_elsewhere_give_the_same_categories(guard: Guard) -> None:
+    with_legal(guard)
+    policy = guard.policy()
+    conversations = [Conversation.parse(text) for text in (DRUGS, LEGAL, CALM)]
+    states = guard.encoder.encode(conversations, layers=policy.layers)
+    for conversation, verdict in zip(conversations, policy.judge(conversations, states, "prefill"), strict=True):
+        assert isinstance(verdict, Verdict)
+        expected = guard.check([{"role": "user", "content": conversation.messages[0].content}])
+        assert verdict.categories == pytest.approx(expected.categories)
+        assert (verdict.flagged_by, verdict.category, verdict.action) == (
+            expected.flagged_by,
+            expected.category,
+            expected.action,
+        )
+
+
+def test_states_of_which_a_category_makes_no_number_block(guard: Guard) -> None:
+    policy = with_legal(guard).policy()
+    block = policy.categories.added[0]
+    broken = replace(policy.categories, added=(replace(block, weights=np.full_like(block.weights, np.nan)),))
+    conversation = Conversation.parse(CALM)
+    states = guard.encoder.encode([conversation], layers=policy.layers)
+    (verdict,) = replace(policy, categories=broken).judge([conversation], states, "prefill")
+    assert isinstance(verdict, Verdict)
+    assert verdict.error == "non_finite"
+    assert verdict.blocked
+
+
+def test_a_layer_that_only_an_added_category_reads_stays_when_the_guard_learns_more(guard: Guard) -> None:
+    with_legal(guard)
+    classifier = guard.classifier
+    used = classifier.scorer_.positions.tolist()
+    classifier.refit(also_read=[0, 1, 2])
+    assert classifier.scorer_.positions.tolist() == [0, 1, 2]
+    assert classifier.scorer_.layer_weights[[at for at in range(3) if at not in used]].tolist() == [0.0] * (3 - len(used))
+    before = guard.check(LEGAL).categories["legal"]
+    guard.partial_fit(on(None, 5, start=700), [1] * 5, progress=False)
+    assert set(guard.policy().categories.positions.tolist()) <= set(guard.policy().scorer.positions.tolist())
+    assert guard.check(LEGAL).categories["legal"] == before
