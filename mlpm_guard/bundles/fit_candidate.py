@@ -3,8 +3,8 @@
     python mlpm_guard/bundles/fit_candidate.py DATA_FOLDER --out candidate [--without twins] [--without copies]
 
 The additions are the harmless prompts that sound alarming (`benign_twins.jsonl`) and disguised or wrapped copies of training
-rows (`augment.py`). Threshold rule, seed and classifier are those of the default recipe, so that the two bundles differ in their
-data only: compare them with `benchmarks/accuracy.py --bundle`. Uses public API only. Deterministic.
+rows (`augment.py`). Threshold rule, seed and classifier are those of the default recipe, so that the two bundles differ in
+their data only: compare them with `benchmarks/accuracy.py --bundle`. Uses public API only. Deterministic.
 """
 
 from __future__ import annotations
