@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mlpm_guard.answers import Generation
     from mlpm_guard.category_policy import CategoryPolicy
+    from mlpm_guard.comparing import Diff, Flip
     from mlpm_guard.conversation import Conversation, Message
     from mlpm_guard.drift import Drift, DriftMonitor
     from mlpm_guard.encoders.base import Encoder, EncoderIdentity
@@ -81,6 +82,7 @@ _HOME = {
     "ContradictoryLabelsError": "errors",
     "Conversation": "conversation",
     "DataError": "errors",
+    "Diff": "comparing",
     "Drift": "drift",
     "DriftMonitor": "drift",
     "EmptyInputError": "errors",
@@ -89,6 +91,7 @@ _HOME = {
     "EncoderIdentity": "encoders.base",
     "EncoderLoadError": "errors",
     "Explanation": "explanation",
+    "Flip": "comparing",
     "Generation": "answers",
     "Guard": "guard",
     "GuardTimeoutError": "errors",
@@ -139,6 +142,7 @@ __all__ = [
     "ContradictoryLabelsError",
     "Conversation",
     "DataError",
+    "Diff",
     "Drift",
     "DriftMonitor",
     "EmptyInputError",
@@ -147,6 +151,7 @@ __all__ = [
     "EncoderIdentity",
     "EncoderLoadError",
     "Explanation",
+    "Flip",
     "Generation",
     "Guard",
     "GuardTimeoutError",

@@ -48,6 +48,7 @@ class Judgement(BaseModel):
     score: float | None
     error: str | None
     rule: RuleMatch | None
+    flagged_by: tuple[str, ...]
 
 
 class Flip(BaseModel):
@@ -270,5 +271,10 @@ def _direction(before: Verdict, after: Verdict) -> Direction | None:
 
 def _judgement(verdict: Verdict) -> Judgement:
     return Judgement(
-        flagged=verdict.flagged, action=verdict.action, score=verdict.score, error=verdict.error, rule=verdict.rule
+        flagged=verdict.flagged,
+        action=verdict.action,
+        score=verdict.score,
+        error=verdict.error,
+        rule=verdict.rule,
+        flagged_by=verdict.flagged_by,
     )

@@ -28,6 +28,7 @@ class Correction(BaseModel):
         flagged_before: whether the one flags it.
         flagged_after: whether the other flags it.
         rule: the guard's own rule that decides the text whatever is learned, or None.
+        flagged_by: categories that flag the text by a threshold of their own, whatever its score.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +40,7 @@ class Correction(BaseModel):
     flagged_before: bool
     flagged_after: bool
     rule: RuleMatch | None
+    flagged_by: tuple[str, ...]
 
     @property
     def settled(self) -> bool:
@@ -104,4 +106,5 @@ def _correction(label: int, forgotten: int, before: Verdict, after: Verdict) -> 
         flagged_before=before.flagged,
         flagged_after=after.flagged,
         rule=after.rule,
+        flagged_by=after.flagged_by,
     )

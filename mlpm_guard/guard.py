@@ -25,6 +25,7 @@ from mlpm_guard.verdict import Mode
 
 if TYPE_CHECKING:
     from mlpm_guard.bundle import Calibration
+    from mlpm_guard.comparing import Diff
     from mlpm_guard.prototypes.classifier import PrototypeClassifier
     from mlpm_guard.training import Label
 
@@ -458,6 +459,28 @@ class Guard(Checker):
             self._model = model.changed(change, scorer=model.scorer.rescaled(*scale), calibration=found)
             self.threshold = found.threshold
         return self
+
+    # -- comparing ----------------------------------------------------------------------------------------------------------
+
+    def diff(self, other: Guard, prompts: Iterable[ConversationLike], labels: Iterable[Label] | None = None) -> Diff:
+        """What changes from this guard to another on the same prompts, each judging at its own threshold. Holds no text.
+
+        Args:
+            other: a guard of the same target.
+            prompts: conversations; any iterable.
+            labels: as many labels, for the metrics of both and their change; None without.
+
+        Returns:
+            Which prompts flip, with both scores, and with labels how every metric moves, with bootstrap intervals.
+
+        Raises:
+            ConfigurationError: the guards judge different things, or `other` is no guard.
+            DataError: there are no prompts, or bad labels.
+            MlpmGuardError: a guard itself cannot be used; see `check_batch`.
+        """
+        from mlpm_guard.comparing import diff
+
+        return diff(self, other, prompts, labels)
 
     # -- state --------------------------------------------------------------------------------------------------------------
 

@@ -39,6 +39,12 @@ def test_flips_are_told_by_position_and_direction_with_both_scores():
     assert [found.count(direction) for direction in ("newly_flagged", "no_longer_flagged", "other_action")] == [2, 1, 0]
 
 
+def test_a_guard_compares_itself_with_another():
+    one, other = keyed(**BEFORE), keyed(**AFTER)
+    assert one.diff(other, iter(PROMPTS), iter([0, 1, 1, 0, 1, 0])) == diff(one, other, PROMPTS, [0, 1, 1, 0, 1, 0])
+    assert one.diff(other, PROMPTS).flips[0].direction == "newly_flagged"
+
+
 def test_each_guard_judges_at_its_own_threshold():
     stricter = keyed(**BEFORE)
     stricter.threshold = 0.05

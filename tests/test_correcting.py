@@ -119,3 +119,10 @@ def test_a_guard_without_statistics_says_that_it_cannot_be_corrected(mock_guard,
     loaded = Guard.from_pretrained(tmp_path / "small", encoder=MockEncoder())
     with pytest.raises(BundleError, match="without statistics"):
         corrected(loaded, ["a"], [0])
+
+
+def test_a_category_that_flags_whatever_the_score_is_named(mock_guard):
+    mock_guard.add_category("mine", [f"the unsafe thing {i}" for i in range(10)], negatives=SAFE, threshold=0.0)
+    _, (correction,) = corrected(mock_guard, ["a very unsafe word"], [0], repeat=200)
+    assert (correction.settled, correction.flagged_by) == (False, ("mine",))
+    assert correction.after < mock_guard.threshold

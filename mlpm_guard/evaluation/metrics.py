@@ -17,7 +17,7 @@ Rate = Literal["0.01", "0.05"]
 RATES: tuple[Rate, ...] = ("0.01", "0.05")
 """False-positive rates at which recall is reported."""
 
-Name = Literal["precision", "recall", "f1", "false_positive_rate", "average_precision", "recall@0.01", "recall@0.05"]
+Name = Literal["precision", "recall", "f1", "average_precision", "recall@0.01", "recall@0.05", "false_positive_rate"]
 """A metric by its name, recall at a false-positive rate included."""
 
 NOT_JUDGED = 2.0

@@ -32,7 +32,7 @@ td.words { white-space: normal; overflow-wrap: anywhere; min-width: 14em; max-wi
 td.long { white-space: pre-wrap; min-width: 20em; }
 td small { display: block; color: var(--faint); font-size: 12px; }
 .plots { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr)); }
-figure { margin: 0; padding: 12px; background: var(--panel); border-radius: 8px; min-width: 0; max-width: 560px; }
+figure { margin: 0; padding: 12px; background: var(--panel); border-radius: 8px; min-width: 0; max-width: 640px; }
 figcaption { font-weight: 600; font-size: 14px; margin-bottom: 6px; overflow-wrap: anywhere; }
 figcaption span { display: block; font-weight: 400; color: var(--faint); font-size: 13px; }
 .plot { display: block; width: 100%; height: auto; }

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -112,7 +112,8 @@ def histogram(safe: Array, unsafe: Array, *, x: str, alt: str, threshold: float 
             axes.axvline(threshold, color=_INK, linewidth=1, linestyle="--", label=f"threshold {threshold:.3f}")
         axes.set(xlim=(0, 1), xlabel=x, ylabel="share of the class")
         axes.set_ylim(bottom=0)
-        _legend(axes, True)
+        # The two classes pile up at the ends.
+        _legend(axes, True, "upper center")
 
     return _svg(draw, alt)
 
@@ -223,6 +224,6 @@ def _label(name: str) -> str:
     return short.replace("$", r"\$").lstrip("_") or "-"
 
 
-def _legend(axes: Axes, wanted: bool) -> None:
+def _legend(axes: Axes, wanted: bool, place: Literal["best", "upper center"] = "best") -> None:
     if wanted:
-        axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+        axes.legend(frameon=False, labelcolor=_INK, fontsize=9, loc=place)

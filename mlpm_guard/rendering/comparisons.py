@@ -74,15 +74,19 @@ def correction_report(corrections: Sequence[Correction], threshold: float, repea
     ruled = sum(not each.settled and each.rule is not None for each in corrections)
     if ruled:
         lines.append(f"{ruled} decided by the guard's own allow or block list, whatever it learns: change that list")
-    unsettled = sum(not each.settled and each.rule is None for each in corrections)
+    by_category = [each for each in corrections if not each.settled and each.flagged_by]
+    if by_category:
+        names = ", ".join(printable(name) for name in sorted({name for each in by_category for name in each.flagged_by}))
+        lines.append(f"{len(by_category)} flagged by the threshold of a category: {names}; raise it, or remove the category")
+    unsettled = sum(not (each.settled or each.rule is not None or each.flagged_by) for each in corrections)
     if unsettled:
         lines += [
             f"{unsettled} of {len(corrections)} still judged otherwise than labelled: one among many moves a guard little.",
-            f"Learn it more often (--repeat {4 * repeat}; --data shows what else that changes), give more examples of the kind",
-            "(--file), move the threshold (mlpm-guard calibrate), or decide it by the guard's own lists: in Python,",
+            f"Learn it more often (--repeat {max(16, 4 * repeat)}; --data shows what else that changes), give more examples of",
+            "the kind (--file), move the threshold (mlpm-guard calibrate), or decide it by the guard's own lists: in Python,",
             "guard.rules = Rules(allow=[...], block=[...]), and save.",
         ]
-    if not ruled and not unsettled:
+    if all(each.settled for each in corrections):
         lines.append("judged as labelled")
     return Group(table, Text("\n".join(lines)))
 
@@ -138,6 +142,8 @@ def _judgement(judgement: Judgement, flip: Flip) -> str:
     action = f" ({judgement.action.value})" if flip.direction == "other_action" else ""
     if judgement.rule is not None:
         return f"{judgement.rule.kind} list{action}"
+    if judgement.flagged_by:
+        action += f" ({', '.join(map(printable, judgement.flagged_by))})"
     return (_score(judgement.score) if judgement.error is None else judgement.error) + action
 
 

@@ -23,19 +23,31 @@ def verdict_panel(verdict: Verdict) -> RenderableType:
             border_style="yellow",
             expand=False,
         )
+    title, style = _title(verdict)
+    if verdict.rule is not None:
+        return Panel(verdict_heading(verdict), title=title, border_style=style, expand=False)
+    assert verdict.intercept is not None
+    table = figures("layer", "probability", "weight", "contribution (nats)")
+    for layer in verdict.layers:
+        table.add_row(str(layer.layer), f"{layer.probability:.4f}", f"{layer.weight:+.3f}", f"{layer.contribution:+.3f}")
+    table.add_row("intercept", "", "", f"{verdict.intercept:+.3f}")
+    table.add_row("log-odds", "", "", f"{verdict.log_odds:+.3f}")
+    return Panel(Group(verdict_heading(verdict), table), title=title, border_style=style, expand=False)
+
+
+def verdict_heading(verdict: Verdict) -> Text:
+    """What was judged by what, and the score against the threshold, line by line. Only for verdicts with a score."""
     assert verdict.score is not None
-    title, style = ("FLAGGED", "red") if verdict.flagged else ("allowed", "green")
-    if verdict.action == "review":
-        title, style = "to be reviewed", "yellow"
     if verdict.rule is not None:
         rule = f"{verdict.rule.kind} entry {printable(str(verdict.rule.entry))} ({verdict.rule.form})"
-        line = f"by the guard's own rules: {rule}; action: {verdict.action.value}"
-        return Panel(Text(line), title=title, border_style=style, expand=False)
-    assert verdict.intercept is not None
-    sign = ">=" if verdict.flagged else "<"
+        return Text(f"by the guard's own rules: {rule}; action: {verdict.action.value}")
+    sign = ">=" if verdict.score >= verdict.threshold else "<"
     lines = [f"score {verdict.score:.4f} {sign} threshold {verdict.threshold:.4f}; action: {verdict.action.value}"]
+    if verdict.flagged_by:
+        lines.append(f"flagged by the threshold of: {', '.join(map(printable, verdict.flagged_by))}")
     if verdict.category is not None:
-        lines.append(f"category: {printable(verdict.category)}")
+        probability = verdict.categories[verdict.category]
+        lines.append(f"category: {printable(verdict.category)} ({probability:.4f})")
     if verdict.novelty is not None:
         lines.append(f"novelty: farther from the training prompts than {verdict.novelty:.1%} of them")
     if verdict.window is not None:
@@ -45,9 +57,10 @@ def verdict_panel(verdict: Verdict) -> RenderableType:
         lines.append(f"not judged: {', '.join(verdict.not_judged)}")
     if verdict.bundle_id is not None:
         lines.append(f"guard: {printable(verdict.bundle_id)}")
-    table = figures("layer", "probability", "weight", "contribution (nats)")
-    for layer in verdict.layers:
-        table.add_row(str(layer.layer), f"{layer.probability:.4f}", f"{layer.weight:+.3f}", f"{layer.contribution:+.3f}")
-    table.add_row("intercept", "", "", f"{verdict.intercept:+.3f}")
-    table.add_row("log-odds", "", "", f"{verdict.log_odds:+.3f}")
-    return Panel(Group(Text("\n".join(lines)), table), title=title, border_style=style, expand=False)
+    return Text("\n".join(lines))
+
+
+def _title(verdict: Verdict) -> tuple[str, str]:
+    if verdict.action == "review":
+        return "to be reviewed", "yellow"
+    return ("FLAGGED", "red") if verdict.flagged else ("allowed", "green")

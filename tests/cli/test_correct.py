@@ -42,7 +42,7 @@ def test_a_correction_that_does_not_suffice_is_saved_and_says_what_else_there_is
     result = run("correct", bundle, "--text", TEXT, "--label", "safe", "--out", tmp_path / "new")
     assert result.exit_code == 1
     assert loaded(tmp_path / "new").check(TEXT).flagged
-    for said in ("still flagged", "1 of 1 still judged otherwise", "--repeat 4", "calibrate", "Rules(allow="):
+    for said in ("still flagged", "1 of 1 still judged otherwise", "--repeat 16", "calibrate", "Rules(allow="):
         assert said in result.stdout
 
 

@@ -18,7 +18,7 @@ def test_help_needs_nothing_that_is_slow_to_import():
 def test_help_lists_every_command_and_no_arguments_shows_it():
     helped = run("--help")
     assert helped.exit_code == 0
-    for command in ("check", "score", "info", "fit", "correct", "calibrate", "diff", "evaluate", "benchmark"):
+    for command in ("check", "score", "explain", "info", "fit", "correct", "calibrate", "diff", "evaluate", "benchmark"):
         assert command in helped.stdout
     assert "Commands" in run().output
 

@@ -169,7 +169,7 @@ def test_several_guards_stand_side_by_side_with_their_difference():
     better, worse = guard(), MockGuard(lambda text: 0.9 if "unsafe" in text or "8" in text else 0.1)
     page = report(collect([("better", better), ("worse", worse)], rows(60)))
     assert "Difference from better" in headings(page)
-    row = re.search(r'<td class="text">worse</td><td>([+-][\d.]+)<small>([+-][\d.]+) – ([+-][\d.]+)</small>', page)
+    row = re.search(r'<td class="text">worse</td><td>([+-][\d.]+)<small>([+-][\d.]+) to ([+-][\d.]+)</small>', page)
     assert row is not None
     assert float(row[1]) < 0
     assert float(row[2]) <= float(row[1]) <= float(row[3])
@@ -179,7 +179,7 @@ def test_several_guards_stand_side_by_side_with_their_difference():
 
 def test_a_guard_does_not_differ_from_itself():
     page = report(collect([("a", guard()), ("b", guard())], rows()))
-    assert "<td>+0.000<small>+0.000 – +0.000</small></td>" in page
+    assert "<td>+0.000<small>+0.000 to +0.000</small></td>" in page
 
 
 def test_every_row_of_a_table_has_as_many_cells_as_its_headings():

@@ -23,7 +23,7 @@ def signed(value: float | None, interval: Interval | None) -> Value:
     """A difference with its sign, and its interval."""
     if value is None:
         return Value("-")
-    return Value(f"{value:+.3f}", None if interval is None else f"{interval.low:+.3f} – {interval.high:+.3f}")
+    return Value(f"{value:+.3f}", None if interval is None else f"{interval.low:+.3f} to {interval.high:+.3f}")
 
 
 def number(value: float | None) -> str:

@@ -7,9 +7,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from mlpm_guard.evaluation.intervals import CONFIDENCE, REPEATS, SEED, percentile, replicates
+from mlpm_guard.evaluation.intervals import CONFIDENCE, NAMES, REPEATS, SEED, percentile, replicates
 from mlpm_guard.evaluation.judged import Judged
-from mlpm_guard.evaluation.metrics import Name
 from mlpm_guard.evaluation.page import Cell, Page
 from mlpm_guard.evaluation.report.cells import short, signed
 from mlpm_guard.evaluation.report.figures import COLUMNS, both, figures, flags
@@ -65,20 +64,14 @@ def differences(page: Page, results: Sequence[Judged]) -> None:
     )
     base = replicates(unsafe, first.ranks, flags(first))
     base_metrics = first.metrics()
-    shown: tuple[tuple[str, Name], ...] = (
-        ("F1", "f1"),
-        ("average precision", "average_precision"),
-        ("recall at 1 % FP", "recall@0.01"),
-        ("recall at 5 % FP", "recall@0.05"),
-    )
     rows: list[list[Cell]] = []
     for each in results[1:]:
         drawn, metrics = replicates(unsafe, each.ranks, flags(each)), each.metrics()
         cells: list[Cell] = [short(each.name)]
-        for _, name in shown:
+        for name in NAMES:
             one, other = metrics.figure(name), base_metrics.figure(name)
             change = None if one is None or other is None else one - other
             cells.append(signed(change, percentile(drawn[name] - base[name])))
         changed = int((each.flagged != first.flagged).sum())
         rows.append([*cells, f"{changed} of {len(unsafe)}"])
-    page.table(("guard", *(title for title, _ in shown), "judged differently"), rows)
+    page.table(("guard", *COLUMNS, "judged differently"), rows)
