@@ -14,6 +14,7 @@ from mlpm_guard.conversation import Conversation, ConversationLike, Message
 from mlpm_guard.encoders.base import Encoder, States
 from mlpm_guard.errors import CategoryError, ContradictoryLabelsError, DataError, InputError
 from mlpm_guard.judging import Reading, TokenSpans, context_of
+from mlpm_guard.memory import large_blocks_returned
 from mlpm_guard.prototypes.categories import UNKNOWN, require_name
 from mlpm_guard.prototypes.classifier import content_keys
 from mlpm_guard.verdict import Target
@@ -85,8 +86,8 @@ def examples(
             categories.
         ContradictoryLabelsError: a prompt is there with both labels.
     """
-    rows = _named(labelled(prompts, labels, reading.target, consistent=consistent), categories, consistent=consistent)
-    with _progress(prompts, progress) as advance:
+    rows = with_categories(labelled(prompts, labels, reading.target, consistent=consistent), categories, consistent=consistent)
+    with _progress(prompts, progress) as advance, large_blocks_returned():
         while chunk := list(islice(rows, _CHUNK)):
             spans = TokenSpans(encoder)
             spans.prepare(conversation.messages[index].content for conversation, index, _, _ in chunk)
@@ -134,10 +135,15 @@ def labelled(
         yield found
 
 
-def _named(
-    rows: Iterator[tuple[Conversation, int, int]], categories: Iterable[str | None] | None, *, consistent: bool
+def with_categories(
+    rows: Iterator[tuple[Conversation, int, int]], categories: Iterable[str | None] | None, *, consistent: bool = True
 ) -> Iterator[tuple[Conversation, int, int, str | None]]:
-    """Labelled rows with their categories."""
+    """Labelled rows with their categories; see `examples`.
+
+    Raises:
+        DataError: a category cannot be used, or there are more or fewer than rows.
+        ContradictoryLabelsError: a prompt is in two.
+    """
     if categories is None:
         yield from ((*row, None) for row in rows)
         return
@@ -162,8 +168,9 @@ def _named(
             (key,) = content_keys([conversation.key()]).tolist()
             earlier = seen.add(key, number - 1, code)
             if earlier is not None:
-                raise DataError(
-                    f"row {number - 1}: the same prompt as row {earlier}, in another category; remove one of the two"
+                raise ContradictoryLabelsError(
+                    f"row {number - 1}: the same prompt as row {earlier}, in another category; remove one of the two",
+                    (earlier, number - 1),
                 )
         yield conversation, index, label, name
     if next(names, _MISSING) is not _MISSING:

@@ -11,7 +11,7 @@ import typer
 
 from mlpm_guard.cli import opening
 from mlpm_guard.cli.comparing import compared
-from mlpm_guard.cli.options import BundleArgument, Data, InPlace, Json, LabelColumn, Out, Target, TextColumn
+from mlpm_guard.cli.options import BundleArgument, CategoryColumn, Data, InPlace, Json, LabelColumn, Out, Target, TextColumn
 from mlpm_guard.cli.program import DIFFERENT, app, fail, say
 from mlpm_guard.cli.progress import progress
 from mlpm_guard.cli.rows import Rows
@@ -31,30 +31,40 @@ def fit(
     ] = "embedded",
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
+    category_column: CategoryColumn = None,
     threshold: Annotated[float, typer.Option("--threshold", help="Flag from this probability on, 0 to 1.")] = 0.5,
     target: Annotated[Target, typer.Option("--target", help="What the guard judges.")] = Target.PROMPT,
     no_statistics: Annotated[
         bool, typer.Option("--no-statistics", help="Smaller guard that can be neither extended nor corrected.")
     ] = False,
+    categories: Annotated[
+        bool,
+        typer.Option("--categories/--no-categories", help="Learn the categories of unsafe rows, where there are any."),
+    ] = True,
 ) -> None:
     """Fit a guard on labelled prompts and save it.
 
-    The files may be of different formats. The same prompt with both labels is an error that names both lines.
+    The files may be of different formats. The same prompt with both labels, or in two categories, is an error that names both
+    lines. A category that is blank, or "other", is an unknown one; that of a safe row is not read.
     """
     from mlpm_guard.guard import Guard
 
-    data = opening.labelled_files(files, text_column, label_column)
+    if category_column is not None and not categories:
+        fail("--category-column and --no-categories contradict each other")
+    data = opening.labelled_files(files, text_column, label_column, category_column)
     opening.check_writable(out)
     guard = Guard(opening.load_encoder(encoder), target=target.value, threshold=threshold)
     rows = Rows(data, guard.target)
-    rows.check()
+    rows.check(categories=categories)
     with progress("fitting", data) as advance:
-        guard.fit(*rows.split(advance), progress=False)
+        guard.fit(*rows.named(advance, categories=categories), progress=False)
     path = guard.save_pretrained(out, statistics=not no_statistics)
     typer.echo(f"{rows.counts[0]} safe and {rows.counts[1]} unsafe prompts")
     weights = zip(guard.encoder.layers, guard.classifier.layer_weights_.tolist(), strict=True)
     kept = ", ".join(f"{layer} ({weight:+.3f})" for layer, weight in weights if weight != 0)
     typer.echo(f"layers kept: {kept or 'none'}, of {len(guard.encoder.layers)}")
+    if guard.list_categories():
+        typer.echo(f"categories: {', '.join(guard.list_categories())}")
     typer.echo(f"saved {guard.bundle_id} in {path}")
 
 
@@ -66,6 +76,9 @@ def correct(
     file: Annotated[
         Path | None, typer.Option("--file", help="Instead of --text: rows with prompts and their right labels.")
     ] = None,
+    category: Annotated[
+        str | None, typer.Option("--category", help="With --label unsafe: the category that it belongs to.")
+    ] = None,
     repeat: Annotated[int, typer.Option("--repeat", help="How often each is learned; more moves the guard further.")] = 1,
     data: Annotated[
         list[Path] | None,
@@ -75,6 +88,7 @@ def correct(
     in_place: InPlace = False,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
+    category_column: CategoryColumn = None,
     json: Json = False,
 ) -> None:
     """Correct a guard's judgement of a text, and save that as a new version of the guard.
@@ -89,20 +103,26 @@ def correct(
 
     if (text is None) == (file is None) or (text is None) != (label is None):
         fail("give either --text with --label, or --file")
+    if category is not None and label is not _Label.UNSAFE:
+        fail("--category: of a --text with --label unsafe; with --file, name the column with --category-column")
+    if category_column is not None and file is None:
+        fail("--category-column: a column of --file; with --text, say --category")
     target = opening.destination(bundle, out, in_place)
     before = opening.load_guard(bundle)
     others = Rows(opening.data_files(data or (), text_column, label_column))
     others.labels()  # a row that cannot be used is found before anything is learned
     if file is not None:
-        rows = Rows(opening.labelled_files([file], text_column, label_column), before.target)
-        rows.check()
+        rows = Rows(opening.labelled_files([file], text_column, label_column, category_column), before.target)
+        named = category_column is not None
+        rows.check(categories=named)
         with progress("correcting", rows.files) as advance:
-            after, corrections = corrected(before, *rows.split(advance), repeat=repeat)
+            after, corrections = corrected(before, *rows.named(advance, categories=named), repeat=repeat)
     else:
         assert text is not None
         assert label is not None
         prompt = opening.standard_input() if text == "-" else text
-        after, corrections = corrected(before, [prompt], [label.value], repeat=repeat)
+        categories = None if category is None else [category]
+        after, corrections = corrected(before, [prompt], [label.value], categories, repeat=repeat)
     path = after.save_pretrained(target)
     changes = compared(before, after, others) if others.files else None
     if json:

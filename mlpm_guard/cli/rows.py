@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import islice, tee
 from typing import TYPE_CHECKING
 
-from mlpm_guard.errors import ContradictoryLabelsError, DataError, InputError
+from mlpm_guard.errors import CategoryError, ContradictoryLabelsError, DataError, InputError
 
 if TYPE_CHECKING:
     from mlpm_guard.conversation import Conversation
@@ -51,6 +51,23 @@ class Rows:
         one, other = tee(self.told(advance))
         return (conversation for _, conversation in one), (_label(record) for record, _ in other)
 
+    def named(
+        self, advance: Callable[[int], None], *, categories: bool = True
+    ) -> tuple[Iterator[Conversation], Iterator[int], Iterator[str | None] | None]:
+        """As `split`, and the categories of unsafe rows; None where no row has one, or where they are not wanted."""
+        if not (categories and self.has_categories()):
+            return *self.split(advance), None
+        first, second, third = tee(self.told(advance), 3)
+        return (
+            (conversation for _, conversation in first),
+            (_label(record) for record, _ in second),
+            (record.category if record.label == 1 else None for record, _ in third),
+        )
+
+    def has_categories(self) -> bool:
+        """Whether an unsafe row has a category. Reads the files up to there."""
+        return any(record.label == 1 and record.category is not None for _, record in self._all())
+
     def told(self, advance: Callable[[int], None]) -> Iterator[tuple[Record, Conversation]]:
         """The rows; `advance` is told how many were read."""
         for row in self:
@@ -82,16 +99,21 @@ class Rows:
                 found.append(record.label)
         return found or None
 
-    def check(self) -> None:
+    def check(self, *, categories: bool = False) -> None:
         """Read all rows once, so that a bad one is found before any work is done.
 
-        Raises:
-            DataError: a row cannot be used, or a prompt is there with both labels.
-        """
-        from mlpm_guard.training import labelled
+        Args:
+            categories: whether their categories are to be used.
 
+        Raises:
+            DataError: a row cannot be used, a prompt is there with both labels, or, where they are used, in two categories.
+        """
+        from mlpm_guard.training import labelled, with_categories
+
+        conversations, labels, names = self.named(lambda _rows: None, categories=categories)
         with self.located():
-            for _ in labelled(*self.split(lambda _rows: None), self._target):
+            checked = None if names is None else self._require_names(names)
+            for _ in with_categories(labelled(conversations, labels, self._target), checked):
                 pass
 
     def place(self, row: int) -> str:
@@ -107,8 +129,18 @@ class Rows:
         except ContradictoryLabelsError as error:
             first, second = error.rows
             raise DataError(
-                f"{self.place(second)}: labelled otherwise than the same text at {self.place(first)}; remove one of the two"
+                f"{self.place(second)}: labelled otherwise, or of another category, than the same text at {self.place(first)}; remove one of the two"
             ) from None
+
+    def _require_names(self, names: Iterator[str | None]) -> Iterator[str | None]:
+        """The same names, each one that a category may have."""
+        from mlpm_guard.prototypes.categories import UNKNOWN, require_name
+
+        for row, name in enumerate(names):
+            try:
+                yield name if name is None or name == UNKNOWN else require_name(name)
+            except CategoryError as error:
+                raise DataError(f"{self.place(row)}: {error}") from None
 
     def _all(self) -> Iterator[tuple[DataFile, Record]]:
         return ((file, record) for file in self.files for record in file)

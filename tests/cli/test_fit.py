@@ -98,3 +98,20 @@ def test_a_threshold_that_is_no_probability_is_refused(tmp_path, bundle, thresho
 def test_too_few_examples_of_a_class_are_named(tmp_path, bundle):
     source = jsonl(tmp_path / "a.jsonl", [{"text": f"a {i}", "label": int(i == 0)} for i in range(5)])
     assert "1 unsafe prompts; at least 2 are needed" in error_line(run("fit", source, "--out", tmp_path / "mine"))
+
+
+def test_fit_learns_the_categories_of_unsafe_rows_where_there_are_any(tmp_path, bundle):
+    rows = [{"text": f"calm {i}", "label": 0, "category": "benign"} for i in range(20)]
+    rows += [{"text": f"unsafe {i}", "label": 1, "category": ("drugs", "fraud", "other")[i % 3]} for i in range(30)]
+    source = jsonl(tmp_path / "a.jsonl", rows)
+    out = tmp_path / "mine"
+    assert "categories: drugs, fraud" in run("fit", source, "--encoder", "mock", "--out", out).stdout
+    assert Guard.from_pretrained(out, encoder=MockEncoder()).list_categories() == ["drugs", "fraud"]
+    assert "categories: " not in run("fit", source, "--encoder", "mock", "--out", out, "--no-categories").stdout
+
+
+def test_a_prompt_in_two_categories_is_named_by_its_line(tmp_path, bundle):
+    rows = [{"text": f"calm {i}", "label": 0} for i in range(5)]
+    rows += [{"text": "unsafe", "label": 1, "category": name} for name in ("drugs", "fraud")]
+    said = error_line(run("fit", jsonl(tmp_path / "a.jsonl", rows), "--encoder", "mock", "--out", tmp_path / "mine"))
+    assert "another category" in said
