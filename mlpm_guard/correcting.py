@@ -49,7 +49,12 @@ class Correction(BaseModel):
 
 
 def corrected(
-    guard: Guard, prompts: Iterable[ConversationLike], labels: Iterable[Label], *, repeat: int = 1
+    guard: Guard,
+    prompts: Iterable[ConversationLike],
+    labels: Iterable[Label],
+    categories: Iterable[str | None] | None = None,
+    *,
+    repeat: int = 1,
 ) -> tuple[Guard, list[Correction]]:
     """A corrected copy of a guard, and what the corrections did to their texts.
 
@@ -60,26 +65,29 @@ def corrected(
         guard: stays what it is. The copy shares its encoder.
         prompts: texts or conversations that are judged wrongly, or would be.
         labels: their right labels.
+        categories: as many categories, or None; see `Guard.partial_fit`.
         repeat: how often each is learned.
 
     Raises:
         ConfigurationError: `repeat` is not a positive whole number.
-        ContradictoryLabelsError: a prompt is there with both labels.
+        ContradictoryLabelsError: a prompt is there with both labels, or in two categories.
+        CategoryError: a category is one that was added to the guard from examples.
         DataError: a row cannot be used, there are none, or forgetting would leave too few prompts of a class.
         BundleError: the guard was saved without statistics.
     """
-    from mlpm_guard.training import labelled
+    from mlpm_guard.training import labelled, with_categories
 
     if not isinstance(repeat, int) or isinstance(repeat, bool) or repeat < 1:
         raise ConfigurationError(f"repeat={repeat!r}: a whole number, at least 1")
-    rows = [(conversation, label) for conversation, _, label in labelled(prompts, labels, guard.target)]
+    rows = list(with_categories(labelled(prompts, labels, guard.target), categories))
     if not rows:
         raise DataError("there is nothing to correct")
-    conversations, marks = [conversation for conversation, _ in rows], [label for _, label in rows]
+    conversations, marks = [conversation for conversation, *_ in rows], [label for _, _, label, _ in rows]
+    names = None if categories is None else [name for *_, name in rows] * repeat
     before = guard.check_batch(conversations)
     changed = copy.copy(guard)
-    forgotten = [_forget(changed, conversation, 1 - label) for conversation, label in rows]
-    changed.partial_fit(conversations * repeat, marks * repeat, keep_layers=True, progress=False)
+    forgotten = [_forget(changed, conversation, 1 - label) for conversation, label in zip(conversations, marks, strict=True)]
+    changed.partial_fit(conversations * repeat, marks * repeat, names, keep_layers=True, progress=False)
     after = changed.check_batch(conversations)
     return changed, [
         _correction(label, times, one, other) for label, times, one, other in zip(marks, forgotten, before, after, strict=True)

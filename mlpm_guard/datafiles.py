@@ -96,6 +96,8 @@ class DataFile:
         label_column: where the labels are; by default `label`, where there is one. Naming it makes it required.
         require_label: whether every row needs a label.
         ignore_label: leave labels unread, so that a bad one is no error.
+        category_column: where the categories are; by default `category`, where it holds a name. Naming it makes it required;
+            null and blank say that a row has none.
 
     Attributes:
         path: the file.
@@ -117,6 +119,7 @@ class DataFile:
         label_column: str | None = None,
         require_label: bool = False,
         ignore_label: bool = False,
+        category_column: str | None = None,
     ) -> None:
         if ignore_label and (require_label or label_column is not None):
             raise ConfigurationError("ignore_label: cannot be set together with require_label or label_column")
@@ -133,6 +136,7 @@ class DataFile:
         self.position = 0
         self.text_column = text_column
         self._label_column = label_column
+        self._category_column = category_column
         self._labels: Labels = (
             "ignored" if ignore_label else "required" if require_label or label_column is not None else "optional"
         )
@@ -150,7 +154,9 @@ class DataFile:
         to_record: _ToRecord | None = None
         for line, row in self.rows():
             if to_record is None:
-                to_record = _ToRecord(self.path, self.stem, self.text_column, self._label_column, self._labels, row)
+                to_record = _ToRecord(
+                    self.path, self.stem, self.text_column, self._label_column, self._labels, row, self._category_column
+                )
             yield to_record.record(line, row)
 
     def pairs(self, *, prompt_column: str | None = None, response_column: str | None = None) -> Iterator[Pair]:
@@ -205,7 +211,8 @@ class DataFile:
         try:
             with parquet.ParquetFile(self.path) as file:
                 known = list(file.schema_arrow.names)
-                wanted = {"id", "source", "category", *TEXT_COLUMNS, LABEL_COLUMN, self.text_column, self._label_column, *more}
+                wanted = {"id", "source", "category", *TEXT_COLUMNS, LABEL_COLUMN, *more}
+                wanted |= {name for name in (self.text_column, self._label_column, self._category_column) if name is not None}
                 columns = [name for name in known if name in wanted]
                 total, line = max(file.metadata.num_rows, 1), 0
                 for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
@@ -326,12 +333,20 @@ class _ToRecord:
     """Turns rows of one file into records; which columns are read is settled by the first row."""
 
     def __init__(
-        self, path: Path, stem: str, text_column: str | None, label_column: str | None, labels: Labels, first: Row
+        self,
+        path: Path,
+        stem: str,
+        text_column: str | None,
+        label_column: str | None,
+        labels: Labels,
+        first: Row,
+        category_column: str | None = None,
     ) -> None:
         self._path = path
         self._stem = stem
         self._labels = labels
         self._label_column = label_column or LABEL_COLUMN
+        self._category_column = category_column
         self._shape: str | None = None
         if text_column is not None:
             self._text_column = text_column
@@ -352,7 +367,7 @@ class _ToRecord:
             conversation=self._conversation(line, row),
             label=self._label(line, row),
             source=self._source(row),
-            category=_name(row.get("category")),
+            category=self._category(line, row),
         )
 
     def pair(self, line: int, row: Row, response_column: str) -> Pair:
@@ -361,6 +376,14 @@ class _ToRecord:
             what = "is null" if response is None else f"holds {_json_name(response)}"
             raise _bad(self._path, line, f"{_quoted(response_column)} {what}; every row needs an answer that is a text")
         return Pair(line, self._conversation(line, row), response, self._label(line, row), self._source(row))
+
+    def _category(self, line: int, row: Row) -> str | None:
+        if self._category_column is None:
+            return _name(row.get("category"))
+        value = self._get(line, row, self._category_column)
+        if value is not None and not isinstance(value, str):
+            raise _bad(self._path, line, f"{_quoted(self._category_column)} holds {_json_name(value)}, not a category's name")
+        return value or None
 
     def _source(self, row: Row) -> str:
         source = _name(row.get("source"))

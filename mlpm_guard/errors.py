@@ -76,7 +76,7 @@ class DataError(MlpmGuardError, ValueError):
 
 
 class ContradictoryLabelsError(DataError):
-    """The same prompt was given with both labels.
+    """The same prompt was given with both labels, or in two categories.
 
     Attributes:
         rows: the positions of the two, from 0, the earlier one first.

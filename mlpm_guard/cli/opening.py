@@ -37,11 +37,22 @@ def load_encoder(name: str) -> Encoder:
     return TransformerEncoder(name)
 
 
-def labelled_files(files: Sequence[Path], text_column: str | None, label_column: str | None) -> list[DataFile]:
+def labelled_files(
+    files: Sequence[Path], text_column: str | None, label_column: str | None, category_column: str | None = None
+) -> list[DataFile]:
     """Files whose every row needs a label. They may be of different formats."""
     from mlpm_guard.datafiles import DataFile
 
-    return [DataFile(path, text_column=text_column, label_column=label_column, require_label=True) for path in files]
+    return [
+        DataFile(
+            path,
+            text_column=text_column,
+            label_column=label_column,
+            require_label=True,
+            category_column=category_column,
+        )
+        for path in files
+    ]
 
 
 def data_files(files: Sequence[Path], text_column: str | None, label_column: str | None) -> list[DataFile]:

@@ -25,6 +25,9 @@ TextColumn = Annotated[
     str | None, typer.Option("--text-column", help="Column with the prompts; by default the first of text, prompt, ...")
 ]
 LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column with 0/1 or safe/unsafe; by default label.")]
+CategoryColumn = Annotated[
+    str | None, typer.Option("--category-column", help="Column with the categories of unsafe prompts; by default category.")
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the new guard. A guard that is there is replaced.")]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Replace BUNDLE itself, instead of --out.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -129,7 +129,7 @@ class Rows:
         except ContradictoryLabelsError as error:
             first, second = error.rows
             raise DataError(
-                f"{self.place(second)}: labelled otherwise, or of another category, than the same text at {self.place(first)}; remove one of the two"
+                f"{self.place(second)}: the same text as {self.place(first)}, with another label or category; remove one"
             ) from None
 
     def _require_names(self, names: Iterator[str | None]) -> Iterator[str | None]:

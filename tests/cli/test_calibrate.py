@@ -89,8 +89,8 @@ def test_a_rate_that_the_data_rule_out_names_what_is_reachable(tmp_path, bundle)
 def test_contradictory_labels_are_named_by_both_lines(tmp_path, bundle):
     source = jsonl(tmp_path / "a.jsonl", [*prompts(10), {"text": prompts(10)[4]["text"], "label": 1}])
     line = error_line(run("calibrate", bundle, source, "--objective", "f1", "--out", tmp_path / "new"))
-    assert "a.jsonl, line 11: labelled otherwise than the same text at" in line
-    assert "a.jsonl, line 5;" in line
+    assert "a.jsonl, line 11: the same text as" in line
+    assert "a.jsonl, line 5, with" in line
 
 
 def test_a_row_that_cannot_be_judged_is_named_by_its_line(tmp_path, bundle):

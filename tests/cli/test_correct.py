@@ -115,6 +115,24 @@ def test_a_text_needs_a_label_and_takes_the_place_of_a_file(tmp_path, bundle, op
     assert "either --text with --label, or --file" in error_line(run("correct", bundle, *options, "--out", tmp_path / "new"))
 
 
+def test_a_correction_may_name_a_category(tmp_path, bundle):
+    rows = [{"text": f"new unsafe {i}", "label": "unsafe", "topic": "drugs" if i % 2 else "fraud"} for i in range(20)]
+    source = jsonl(tmp_path / "c.jsonl", [*rows, {"text": "calm", "label": "safe", "topic": None}])
+    run("correct", bundle, "--file", source, "--category-column", "topic", "--out", tmp_path / "a")
+    assert loaded(tmp_path / "a").list_categories() == ["drugs", "fraud"]
+    options = ("--text", "another unsafe one", "--label", "unsafe", "--repeat", 6)
+    run("correct", bundle, *options, "--category", "crime", "--out", tmp_path / "b")
+    learned = loaded(tmp_path / "b").classifier.statistics_.categories.sums
+    assert learned["crime"].count == 6
+    assert "--label unsafe" in error_line(
+        run("correct", bundle, "--text", "a", "--label", "safe", "--category", "crime", "--out", tmp_path / "c")
+    )
+    assert "--category-column" in error_line(
+        run("correct", bundle, *options, "--category-column", "x", "--out", tmp_path / "c")
+    )
+    assert "a category's name is" in error_line(run("correct", bundle, *options, "--category", "?!", "--out", tmp_path / "c"))
+
+
 def test_a_label_that_is_none_is_refused(tmp_path, bundle):
     assert "--label" in error_line(run("correct", bundle, "--text", SECRET, "--label", "fine", "--out", tmp_path / "new"))
 
@@ -122,8 +140,8 @@ def test_a_label_that_is_none_is_refused(tmp_path, bundle):
 def test_bad_corrections_and_bad_data_leave_nothing_behind(tmp_path, bundle):
     both = jsonl(tmp_path / "c.jsonl", [{"text": SECRET, "label": 0}, {"text": "b", "label": 0}, {"text": SECRET, "label": 1}])
     line = error_line(run("correct", bundle, "--file", both, "--out", tmp_path / "new"))
-    assert "c.jsonl, line 3: labelled otherwise than the same text at" in line
-    assert "c.jsonl, line 1; remove one" in line
+    assert "c.jsonl, line 3: the same text as" in line
+    assert "c.jsonl, line 1, with another label" in line
     broken = tmp_path / "d.jsonl"
     broken.write_text('{"text": "a"}\n{"text": ')
     options = ("--text", TEXT, "--label", "safe", "--data", broken, "--out", tmp_path / "new")

@@ -83,7 +83,7 @@ def test_the_same_prompt_with_both_labels_is_named_by_both_lines_before_anything
     second = tmp_path / "b.csv"
     second.write_text(f"text,label\nanother,0\n{prompts(10)[4]['text']},1\n")
     line = error_line(run("fit", first, second, "--encoder", "mock", "--out", tmp_path / "mine"))
-    assert f"{second}, line 3: labelled otherwise than the same text at {first}, line 5; remove one of the two" in line
+    assert f"{second}, line 3: the same text as {first}, line 5, with another label" in line
 
 
 @pytest.mark.parametrize("threshold", ["-0.1", "1.1", "nan"])
@@ -114,4 +114,25 @@ def test_a_prompt_in_two_categories_is_named_by_its_line(tmp_path, bundle):
     rows = [{"text": f"calm {i}", "label": 0} for i in range(5)]
     rows += [{"text": "unsafe", "label": 1, "category": name} for name in ("drugs", "fraud")]
     said = error_line(run("fit", jsonl(tmp_path / "a.jsonl", rows), "--encoder", "mock", "--out", tmp_path / "mine"))
-    assert "another category" in said
+    assert "a.jsonl, line 7: the same text as" in said
+    assert "a.jsonl, line 6, with another label or category" in said
+
+
+def test_categories_come_from_the_column_that_is_named(tmp_path, bundle):
+    rows = [{"text": f"calm {i}", "label": 0, "topic": None} for i in range(20)]
+    rows += [{"text": f"unsafe {i}", "label": 1, "topic": ("drugs", "fraud", "")[i % 3], "category": "no"} for i in range(30)]
+    source, out = jsonl(tmp_path / "a.jsonl", rows), tmp_path / "mine"
+    assert "categories: drugs, fraud" in run("fit", source, "--category-column", "topic", "--out", out).stdout
+    jsonl(source, [*rows, {"text": SECRET, "label": 1}])
+    assert "line 51: no column 'topic'" in error_line(run("fit", source, "--category-column", "topic", "--out", out))
+    jsonl(source, [*rows, {"text": SECRET, "label": 1, "topic": [SECRET]}])
+    assert "line 51: 'topic' holds a list" in error_line(run("fit", source, "--category-column", "topic", "--out", out))
+    assert "contradict each other" in error_line(
+        run("fit", source, "--category-column", "topic", "--no-categories", "--out", out)
+    )
+
+
+def test_a_category_that_cannot_be_one_is_named_by_its_line(tmp_path, bundle):
+    rows = [*prompts(10), {"text": "more", "label": 1, "category": "what?! (ever)"}]
+    said = error_line(run("fit", jsonl(tmp_path / "a.jsonl", rows), "--out", tmp_path / "mine"))
+    assert "a.jsonl, line 11: a category's name is" in said
