@@ -11,8 +11,10 @@ from mlpm_guard.options import is_number
 from mlpm_guard.prototypes.categories import require_name
 from mlpm_guard.verdict import Action
 
-CONFIDENT = 0.5
+NAMES_FROM = 0.3
 """Probability from which a category gives an unsafe verdict its name."""
+SPARES_FROM = 0.5
+"""Probability from which that name may spare a text that is unsafe from being blocked."""
 
 CategoryAction: TypeAlias = Literal["allow", "review", "block"]
 _ACTIONS = ("allow", "review", "block")
@@ -24,7 +26,8 @@ class CategoryPolicy:
     """What is done about one category.
 
     Attributes:
-        action: what an unsafe verdict of this category asks for: "block", "review", or "allow". It stays flagged.
+        action: what an unsafe verdict of this category asks for: "block", "review", or "allow". It stays flagged. Where the
+            category is less likely than not, what the score calls unsafe is blocked all the same.
         threshold: probability, in [0, 1], from which the category makes a verdict unsafe by itself; None for never.
 
     Raises:
@@ -108,9 +111,9 @@ class Categorised:
 def categorise(policy: Mapping[str, CategoryPolicy], probabilities: Mapping[str, float], *, unsafe: bool) -> Categorised:
     """Name and action of a verdict.
 
-    The likeliest category names an unsafe verdict, where it is more likely than not; one whose own threshold is reached may
-    also be less likely. The strictest action holds: that of the name (block where there is none) for what the score calls
-    unsafe, and that of every category that flags by itself.
+    The likeliest category names an unsafe verdict, from `NAMES_FROM` on; one whose own threshold is reached may also be less
+    likely. The strictest action holds: that of every category that flags by itself and, for what the score calls unsafe, that
+    of the name; block where there is none, or where it is not more likely than not.
 
     Args:
         policy: of the categories.
@@ -122,9 +125,10 @@ def categorise(policy: Mapping[str, CategoryPolicy], probabilities: Mapping[str,
         for name, probability in probabilities.items()
         if (threshold := policy.get(name, DEFAULT).threshold) is not None and probability >= threshold
     )
-    candidates = [name for name in probabilities if name in flagged_by or (unsafe and probabilities[name] >= CONFIDENT)]
+    candidates = [name for name in probabilities if name in flagged_by or (unsafe and probabilities[name] >= NAMES_FROM)]
     category = max(candidates, key=probabilities.__getitem__, default=None)
     actions = [Action(policy.get(name, DEFAULT).action) for name in flagged_by]
     if unsafe:
-        actions.append(Action.BLOCK if category is None else Action(policy.get(category, DEFAULT).action))
+        spared = category is not None and probabilities[category] >= SPARES_FROM
+        actions.append(Action(policy.get(category or "", DEFAULT).action) if spared else Action.BLOCK)
     return Categorised(flagged_by, category, max(actions, key=_SEVERITY.index, default=Action.ALLOW))

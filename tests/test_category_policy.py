@@ -47,10 +47,19 @@ def test_the_strictest_action_of_all_that_flags_holds(
 
 def test_an_unsafe_text_without_a_confident_category_has_none_and_is_blocked() -> None:
     policy = read_policy({"drugs": "allow", "fraud": "allow"})
-    found = categorise(policy, {"drugs": 0.49, "fraud": 0.2}, unsafe=True)
+    found = categorise(policy, {"drugs": 0.29, "fraud": 0.2}, unsafe=True)
     assert found.category is None
     assert found.action is Action.BLOCK
     assert categorise(policy, {}, unsafe=True).action is Action.BLOCK
+
+
+@pytest.mark.parametrize("action", ["allow", "review"])
+def test_a_name_that_is_less_likely_than_not_does_not_spare_a_text(action: str) -> None:
+    policy = read_policy({"drugs": action})
+    found = categorise(policy, {"drugs": 0.49}, unsafe=True)
+    assert found.category == "drugs"
+    assert found.action is Action.BLOCK
+    assert categorise(policy, {"drugs": 0.5}, unsafe=True).action is Action(action)
 
 
 @pytest.mark.parametrize(

@@ -142,10 +142,10 @@ class CategoryStatistics:
         return result
 
     def to_tensors(self) -> dict[str, npt.NDArray[np.generic]]:
-        """Arrays to save."""
+        """Arrays to save; sums in float32, like the scatter that they belong to."""
         tensors: dict[str, npt.NDArray[np.generic]] = {}
         for name in self.names:
-            tensors[f"{_PREFIX}.{name}.sum"] = self.sums[name].total
+            tensors[f"{_PREFIX}.{name}.sum"] = self.sums[name].total.astype(np.float32)
             tensors[f"{_PREFIX}.{name}.ledger"] = self.sums[name].ledger.keys()
         return tensors
 
