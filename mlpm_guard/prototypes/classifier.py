@@ -180,9 +180,10 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             for label, name in zip(CLASSES, ("safe", "unsafe"), strict=True):
                 if (count := statistics.count(label)) < _MIN_PROMPTS:
                     raise DataError(f"{count} {name} prompts; at least {_MIN_PROMPTS} are needed of either class")
-            discriminants = fit_discriminants(statistics)
+            pooled = statistics.pooled()
+            discriminants = fit_discriminants(pooled)
             folds = self._usable_folds(statistics)
-            log_odds, labels, times = out_of_fold_log_odds(statistics, folds)
+            log_odds, labels, times = out_of_fold_log_odds(pooled, folds)
             scales, offsets = recalibrate(log_odds, labels, times) if folds else reference_scale(statistics.layers)
             counts = [statistics.count(label) for label in CLASSES]
             log_odds = scales * (log_odds - offsets)
@@ -199,7 +200,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 intercept=intercept,
                 levels=(float(np.median(scores[labels == 0])), float(np.median(scores[labels == 1]))),
             )
-            novelty = fit_novelty(statistics, used)
+            novelty = fit_novelty(pooled, used)
             categories = fit_categories(statistics, deeper_half(used))
             self.fitted_ = Fitted(scorer, weights, discriminants.weights, discriminants.biases, novelty, categories)
         return self
@@ -221,7 +222,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             after = moved(scorer, fit_discriminants(before), discriminants)
             weights = np.zeros(statistics.layers)
             weights[after.positions] = after.layer_weights
-            novelty = fit_novelty(statistics, after.positions)
+            novelty = fit_novelty(statistics.pooled(), after.positions)
             categories = fit_categories(statistics, deeper_half(after.positions))
             self.fitted_ = Fitted(after, weights, discriminants.weights, discriminants.biases, novelty, categories)
         return self

@@ -18,18 +18,19 @@ FEWEST = 10
 """Different prompts of each class from which a percentile means anything."""
 
 _OVERSAMPLED = 8
-_ITERATIONS = 4
+_ITERATIONS = 2
 _POINTS = 1000
 _FOLDS = 5
-_HELD_OUT = 512
+_HELD_OUT = 256
+_ENOUGH = 256
 
 
 def fit_novelty(statistics: PrototypeStatistics, positions: npt.NDArray[np.int64]) -> Novelty | None:
     """Distances to the classes at some layers, and their percentiles on training prompts that they have not seen.
 
     A training prompt pulls its class's mean towards itself and the covariance with it, so that its own distance is too small.
-    The percentiles therefore come from fits without the prompts that are measured: where every prompt's states are kept, each
-    by a fit without its fold; where only a sample is, part of the sample by one fit on everything else.
+    The percentiles therefore come from fits without the prompts that are measured: where every prompt's states are kept, folds
+    of them until enough are measured; where only a sample is, part of the sample by one fit on everything else.
 
     Args:
         statistics: of the training prompts.
@@ -43,7 +44,7 @@ def fit_novelty(statistics: PrototypeStatistics, positions: npt.NDArray[np.int64
     fitted = _fit(statistics, positions, {})
     distances, weights = [], []
     for left_out in _groups(statistics):
-        without = _fit(statistics, positions, left_out)
+        without = _fit(statistics, positions, left_out, fitted.basis)
         for label, keys in left_out.items():
             kept = statistics.classes[label].rows
             states = np.stack([kept[key].states[positions] for key in keys])
@@ -62,29 +63,38 @@ def _sampled(statistics: PrototypeStatistics, label: int) -> int:
 def _groups(statistics: PrototypeStatistics) -> list[dict[int, list[int]]]:
     """Kept prompts to leave out together, by class and key."""
     keys = {label: statistics.classes[label].sorted_keys() for label in CLASSES}
-    if all(statistics.classes[label].complete for label in CLASSES):
-        return [{label: of_class[fold::_FOLDS] for label, of_class in keys.items()} for fold in range(_FOLDS)]
+    if all(_sampled(statistics, label) == statistics.count(label) for label in CLASSES):
+        folds = [{label: of_class[fold::_FOLDS] for label, of_class in keys.items()} for fold in range(_FOLDS)]
+        return folds[: -(-_ENOUGH * _FOLDS // sum(map(len, keys.values())))]
     sizes = {label: min(_HELD_OUT, max(2, statistics.count(label) // 4)) for label in CLASSES}
     return [{label: of_class[: sizes[label]] for label, of_class in keys.items()}]
 
 
-def _fit(statistics: PrototypeStatistics, positions: npt.NDArray[np.int64], left_out: dict[int, list[int]]) -> Novelty:
+def _fit(
+    statistics: PrototypeStatistics,
+    positions: npt.NDArray[np.int64],
+    left_out: dict[int, list[int]],
+    near: npt.NDArray[np.float32] | None = None,
+) -> Novelty:
     parts = []
     # A fit without some prompts has the ridge of one with all, so that its distances are those of the guard.
     degrees = max(sum(statistics.count(label) for label in CLASSES) - 1.0, 1.0)
-    for layer in positions.tolist():
+    for index, layer in enumerate(positions.tolist()):
         of_layer = moments(statistics, layer, left_out)
         # As they are saved, so that a loaded guard measures exactly what the fitted one does.
         prototypes = of_layer.means.astype(np.float32).astype(np.float64)
-        parts.append((prototypes, *_leading(of_layer, degrees)))
+        parts.append((prototypes, *_leading(of_layer, degrees, None if near is None else near[index])))
     means, bases, variances, rest = zip(*parts, strict=True)
     return Novelty(np.stack(means, axis=1), np.stack(bases), np.stack(variances), np.array(rest), np.zeros(1))
 
 
-def _leading(of_layer: Moments, shrinking: float) -> tuple[npt.NDArray[np.float32], Array, float]:
+def _leading(
+    of_layer: Moments, shrinking: float, near: npt.NDArray[np.float32] | None
+) -> tuple[npt.NDArray[np.float32], Array, float]:
     """Leading directions of a layer's covariance, the variances along them, and the variance along all others.
 
-    Subspace iteration from a fixed start, then Rayleigh-Ritz (Halko, Martinsson & Tropp, SIAM Review 53, 2011).
+    Subspace iteration from a fixed start, or from directions that are near already, then Rayleigh-Ritz (Halko, Martinsson &
+    Tropp, SIAM Review 53, 2011).
     """
     dim = of_layer.means.shape[1]
     if of_layer.upper is not None:
@@ -93,8 +103,10 @@ def _leading(of_layer: Moments, shrinking: float) -> tuple[npt.NDArray[np.float3
         assert of_layer.factor is not None
         trace = float(np.einsum("md,md->", of_layer.factor, of_layer.factor))
     rank = min(RANK, dim)
-    directions = np.random.default_rng(0).standard_normal((dim, min(dim, rank + _OVERSAMPLED)))
-    for _ in range(_ITERATIONS):
+    directions = np.random.default_rng(0).standard_normal((min(dim, rank + _OVERSAMPLED), dim)).T
+    if near is not None:
+        directions[:, :rank] = near.T
+    for _ in range(_ITERATIONS if near is None else 1):
         directions = qr(_spread(of_layer, directions), mode="economic", check_finite=False)[0]
     spreads, turned = eigh(dgemm(1.0, directions, _spread(of_layer, directions), trans_a=True), check_finite=False)
     basis = (directions @ turned[:, ::-1])[:, :rank].T.astype(np.float16).astype(np.float32)

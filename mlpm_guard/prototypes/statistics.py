@@ -122,6 +122,23 @@ class PrototypeStatistics:
             result[layer] = times @ states / times.sum()
         return result
 
+    def pooled(self) -> PrototypeStatistics:
+        """The same statistics for taking many subsets out of: the scatter of every class is in the shared sum.
+
+        Taking rows out of a sum costs what the rows cost, however many are left. These statistics themselves where they are in
+        that form, or where the rows are fewer than the dimensions and so the smaller form. Shares its rows with them.
+        """
+        complete = {label: each for label, each in self.classes.items() if each.complete and each.rows}
+        if not complete or (self.upper is None and sum(len(each.rows) for each in complete.values()) < self.dim):
+            return self
+        result = PrototypeStatistics(self.layers, self.dim, sample_size=self.capacity)
+        result.upper = None if self.upper is None else self.upper.copy()
+        result.classes = dict(self.classes)
+        for label, each in complete.items():
+            result.classes[label] = ClassStatistics(each.rows)
+            result._condense(result.classes[label])
+        return result
+
     # -- learning and forgetting --------------------------------------------------------------------------------------------
 
     def update(
