@@ -42,3 +42,12 @@ def test_the_example_in_the_users_own_model_answers_and_refuses(tmp_path: Path) 
     assert 'With threshold 0: "I can\'t help with that.", after 1 forward pass' in done.stdout
     assert "Tokens identical to plain generate: True" in done.stdout
     assert "shows the mechanics" in done.stdout
+
+
+def test_the_policy_example_corrects_adds_a_category_and_keeps_it_when_saved(tmp_path: Path) -> None:
+    path = next(path for path in EXAMPLES if path.stem == "my_policy")
+    done = subprocess.run([sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True, check=True)
+    before, after = re.findall(r"score (\d\.\d+) -> (\d\.\d+)", done.stdout)[0]
+    assert float(after) < float(before)
+    assert "loaded again: the same judgements" in done.stdout
+    assert "2 of 4 new prompts go to a person" in done.stdout
