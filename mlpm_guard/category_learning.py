@@ -8,7 +8,7 @@ import numpy as np
 
 from mlpm_guard.conversation import ConversationLike
 from mlpm_guard.encoders.base import Encoder, States
-from mlpm_guard.errors import CategoryError, ContradictoryLabelsError
+from mlpm_guard.errors import CategoryError, ContradictoryLabelsError, DataError
 from mlpm_guard.judging import Reading
 from mlpm_guard.training import examples as encoded
 from mlpm_guard.training import labelled
@@ -38,14 +38,13 @@ def read_examples(
         ContradictoryLabelsError: one is an example and a negative.
         DataError: one cannot be used.
     """
-    given = examples if isinstance(examples, (str, bytes)) or not isinstance(examples, Iterable) else list(examples)
-    ones = [1] * len(given) if isinstance(given, list) else [1]
-    keys = [conversation.key() for conversation, _, _ in labelled(given, ones, reading.target)]
+    given = _listed("examples", examples)
+    others = [] if negatives is None else _listed("negatives", negatives)
+    keys = [conversation.key() for conversation, _, _ in labelled(given, [1] * len(given), reading.target)]
     if len(set(keys)) < MIN_EXAMPLES:
         raise CategoryError(
             f"{len(set(keys))} different examples; a category needs at least {MIN_EXAMPLES}, and gets better up to about 50"
         )
-    others = [] if negatives is None else negatives if isinstance(negatives, str) else list(negatives)
     position = {key: index for index, key in enumerate(keys)}
     for index, (conversation, _, _) in enumerate(labelled(others, [0] * len(others), reading.target)):
         at = position.get(conversation.key())
@@ -56,7 +55,12 @@ def read_examples(
     return len(keys), first, _states(others, 0, encoder, reading)
 
 
-def _states(texts: Iterable[ConversationLike], label: int, encoder: Encoder, reading: Reading) -> States | None:
-    rows = list(texts)
-    chunks = [found[0] for found in encoded(rows, [label] * len(rows), encoder, reading, progress=False)]
+def _listed(name: str, values: Iterable[ConversationLike]) -> list[ConversationLike]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise DataError(f"{name}: a list of texts or conversations, not {type(values).__name__}")
+    return list(values)
+
+
+def _states(rows: list[ConversationLike], label: int, encoder: Encoder, reading: Reading) -> States | None:
+    chunks = [chunk.states for chunk in encoded(rows, [label] * len(rows), encoder, reading, progress=False)]
     return np.concatenate(chunks) if chunks else None

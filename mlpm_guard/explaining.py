@@ -45,8 +45,15 @@ def _window(policy: Policy, evidence: Evidence, *, decides: bool) -> WindowExpla
         intercept=policy.scorer.intercept - evidence.margin,
         margin=evidence.margin,
         novelty=evidence.novelty,
+        categories=_probabilities(policy, evidence),
         decides=decides,
     )
+
+
+def _probabilities(policy: Policy, evidence: Evidence) -> dict[str, float]:
+    if not len(policy.categories):
+        return {}
+    return policy.categories.probabilities(evidence.categories.sum(axis=1) + policy.categories.biases)
 
 
 def _categories(policy: Policy, examined: Examined) -> tuple[CategoryEvidence, ...]:

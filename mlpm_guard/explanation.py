@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from mlpm_guard.verdict import LayerEvidence, Verdict, WindowEvidence
+from mlpm_guard.verdict import LayerEvidence, Probability, Verdict, WindowEvidence
 
 
 class WindowExplanation(BaseModel):
@@ -21,6 +21,7 @@ class WindowExplanation(BaseModel):
         intercept: log-odds that no layer explains, in nats, `margin` deducted.
         margin: log-odds that were deducted because the piece is a fragment of a longer text, in nats.
         novelty: see `Verdict.novelty`; None when not measured.
+        categories: probability of every category, from this piece alone.
         decides: whether this piece's score is the verdict's.
     """
 
@@ -33,6 +34,7 @@ class WindowExplanation(BaseModel):
     intercept: FiniteFloat
     margin: FiniteFloat
     novelty: float | None = Field(default=None, ge=0.0, le=1.0)
+    categories: dict[str, Probability] = Field(default_factory=dict)
     decides: bool
 
 

@@ -94,7 +94,8 @@ class Guard(Checker):
             timeout: see `Guard`.
             max_chars: see `Guard`.
             normalise: see `Guard`.
-            policy: instead of the one in the bundle.
+            policy: instead of the one in the bundle, thresholds of added categories included. To change a part, set
+                `category_policy` to a changed copy of it.
 
         Raises:
             BundleNotFoundError: there is no such bundle.
@@ -435,8 +436,8 @@ class Guard(Checker):
         Without labels, all prompts are benign, and the threshold is the lowest that flags at most `max_fpr` of such traffic
         with that confidence. With labels, the log-odds are first mapped to calibrated probabilities by an affine map, so that
         layers still add up to them; then the threshold is set for `objective`, or for `max_fpr` on the safe prompts. Learning
-        or forgetting anything afterwards, or setting the threshold by hand, ends the calibration. Rules are left aside: it is
-        the model's scores that are calibrated, and what rules decide comes on top.
+        or forgetting anything afterwards, or setting the threshold by hand, ends the calibration. Rules and thresholds of
+        categories are left aside: it is the model's scores that are calibrated, and what those flag comes on top.
 
         Args:
             prompts: conversations.

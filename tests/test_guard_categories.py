@@ -318,6 +318,12 @@ def test_bad_options_are_refused_before_anything_is_encoded(guard: Guard, option
     assert len(encoder.batches) == before
 
 
+@pytest.mark.parametrize("negatives", ["one text", 3, [1, 2]])
+def test_negatives_that_are_no_texts_are_refused(guard: Guard, negatives: object) -> None:
+    with pytest.raises(DataError):
+        with_legal(guard, negatives=negatives)
+
+
 @pytest.mark.parametrize("examples", ["one text", 3, [1, 2, 3, 4, 5], ["", "a", "b", "c", "d"]])
 def test_examples_that_are_no_texts_are_refused(guard: Guard, examples: object) -> None:
     with pytest.raises(DataError):
@@ -498,6 +504,7 @@ def test_an_explanation_gives_the_evidence_on_every_category_the_likeliest_first
     explanation = guard.explain(DRUGS)
     assert explanation.categories[0].name == "drugs"
     assert {each.name: each.probability for each in explanation.categories} == explanation.verdict.categories
+    assert [each.categories for each in explanation.windows] == [pytest.approx(explanation.verdict.categories)]
     for each in explanation.categories:
         assert each.log_odds is not None
         assert 1 / (1 + np.exp(-each.log_odds)) == pytest.approx(each.probability)
