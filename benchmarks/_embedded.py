@@ -19,7 +19,7 @@ from mlpm_guard import Guard, TransformerEncoder, bundle
 from mlpm_guard.encoders.embedded import embedded_folder
 from mlpm_guard.prototypes.scorer import LayerScorer
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 1024
 BATCH_ROWS = 256
 
 

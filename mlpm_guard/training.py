@@ -14,7 +14,6 @@ from mlpm_guard.conversation import Conversation, ConversationLike, Message
 from mlpm_guard.encoders.base import Encoder, States
 from mlpm_guard.errors import CategoryError, ContradictoryLabelsError, DataError, InputError
 from mlpm_guard.judging import Reading, TokenSpans, context_of
-from mlpm_guard.memory import large_blocks_returned
 from mlpm_guard.prototypes.categories import UNKNOWN, require_name
 from mlpm_guard.prototypes.classifier import content_keys
 from mlpm_guard.verdict import Target
@@ -87,7 +86,7 @@ def examples(
         ContradictoryLabelsError: a prompt is there with both labels.
     """
     rows = with_categories(labelled(prompts, labels, reading.target, consistent=consistent), categories, consistent=consistent)
-    with _progress(prompts, progress) as advance, large_blocks_returned():
+    with _progress(prompts, progress) as advance:
         while chunk := list(islice(rows, _CHUNK)):
             spans = TokenSpans(encoder)
             spans.prepare(conversation.messages[index].content for conversation, index, _, _ in chunk)

@@ -20,7 +20,6 @@ WALLS = {
     "tools": {"errors"},
     "conversation": {"errors", "verdict", "tools"},
     "windows": set(),
-    "memory": set(),
     "drift": {"errors", "verdict"},
     "prototypes": {"errors"},
     "encoders": {"errors", "verdict", "conversation", "tools"},
@@ -56,7 +55,6 @@ WALLS = {
     },
     "saving": {"errors", "bundle", "lineage", "rules"},
     "training": {
-        "memory",
         "errors",
         "verdict",
         "conversation",

@@ -38,6 +38,7 @@ Pooling: TypeAlias = Literal["auto", "last", "mean", "cls", "mean+cls"]
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _FINGERPRINT_VALUES = 65_536
 _MAX_ROWS = 256
+_BATCH_TOKENS = {"cpu": 1024}
 
 
 class _Loaded:
@@ -99,7 +100,8 @@ class TransformerEncoder:
             limit.
         device: "auto" (where a loaded model is; otherwise CUDA, else CPU), or a torch device.
         dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
-        batch_tokens: padded tokens per forward pass.
+        batch_tokens: padded tokens per forward pass; None takes 1,024 on a CPU, whose caches more would outgrow, and 4,096
+            elsewhere.
         window: tokens of a judging window; None takes 128 for pooled encoders, whose mean dilutes with length, and 512 for
             causal models.
         revision: hub revision to pin.
@@ -119,7 +121,7 @@ class TransformerEncoder:
         max_tokens: int | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        batch_tokens: int = 4096,
+        batch_tokens: int | None = None,
         window: int | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -262,7 +264,7 @@ class TransformerEncoder:
             )
         if int(lengths.min()) == 0:
             raise EncoderError(f"conversation {int(lengths.argmin())} has no tokens")
-        for batch in _batches(lengths, self.batch_tokens):
+        for batch in _batches(lengths, self.batch_tokens or _BATCH_TOKENS.get(state.parameter.device.type, 4096)):
             states[batch] = self._forward(state, [ids[row] for row in batch], wanted)
         return states
 
