@@ -1,4 +1,4 @@
-"""What a fit costs beyond encoding its prompts, and whether its memory grows with their number."""
+"""What a fit costs beyond encoding its prompts all at once, and whether its memory grows with their number."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import islice
 
 from _bench import Timing, cpu_ratios, figure, interleaved, options, ratios, report
 from _prompts import prompts
-
-CHUNK = 512
 
 
 def main() -> int:
@@ -48,9 +45,7 @@ def _times(count: int, rounds: int) -> tuple[list[Timing], list[Timing]]:
         Guard(encoder).fit(prompts(count, 5, 60), _labels(count), progress=False)
 
     def encode() -> None:
-        texts = prompts(count, 5, 60)
-        while chunk := list(islice(texts, CHUNK)):
-            encoder.encode(chunk)
+        encoder.encode(list(prompts(count, 5, 60)))
 
     encoder.encode(list(prompts(256, 5, 60)))
     return interleaved([(fit, encode)] * rounds)

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.blas import dgemm
 
 from mlpm_guard.errors import DataError
-from mlpm_guard.prototypes.gram import Array, add_gram
+from mlpm_guard.prototypes.gram import Array, add_gram, products, weighted_sum
 from mlpm_guard.prototypes.statistics import CLASSES, ClassStatistics, PrototypeStatistics
 
 
@@ -88,7 +89,7 @@ def out_of_fold_log_odds(statistics: PrototypeStatistics, folds: int) -> tuple[A
             chosen = assigned == fold
             left_out = {} if folds == 1 else {label: of_class[fold::folds] for label, of_class in held}
             weights, bias = _solve(moments(statistics, layer, left_out), statistics.dim)
-            log_odds[chosen, layer] = rows[chosen] @ weights + bias
+            log_odds[chosen, layer] = products(rows[chosen], weights) + bias
     return log_odds, labels, times
 
 
@@ -118,8 +119,9 @@ def _solve(of_layer: Moments, dim: int) -> tuple[Array, float]:
     else:
         factor = of_layer.factor
         assert factor is not None
-        gram = factor @ factor.T + ridge * np.eye(len(factor))
-        weights = dim / ridge * (delta - factor.T @ cho_solve(cho_factor(gram, lower=True), factor @ delta))
+        gram = dgemm(1.0, factor.T, factor.T, trans_a=True) + ridge * np.eye(len(factor))
+        solved = cho_solve(cho_factor(gram, lower=True), products(factor, delta))
+        weights = dim / ridge * (delta - weighted_sum(solved, factor))
     return weights, float(-0.5 * weights @ (of_layer.means[1] + of_layer.means[0]))
 
 
@@ -139,7 +141,7 @@ def moments(statistics: PrototypeStatistics, layer: int, left_out: dict[int, lis
                 raise DataError(f"no prompts of class {label} are left")
             rows, times = of_class.layer(layer, keys)
             number = times.sum()
-            means[label] = times @ rows / number
+            means[label] = weighted_sum(times, rows) / number
             factors.append((rows - means[label]) * np.sqrt(times)[:, None])
         else:
             number, means[label], gone = _downdate(of_class, layer, without)
@@ -166,7 +168,7 @@ def _downdate(of_class: ClassStatistics, layer: int, without: list[int]) -> tupl
         return float(of_class.count), mean, np.zeros((0, len(mean)))
     rows, times = of_class.layer(layer, without)
     out = times.sum()
-    out_mean = times @ rows / out
+    out_mean = weighted_sum(times, rows) / out
     left = of_class.count - out
     left_mean = (mean * of_class.count - out_mean * out) / left
     centred = (rows - out_mean) * np.sqrt(times)[:, None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg.blas import dsyrk
+from scipy.linalg.blas import dgemv, dsyrk
 
 Array = npt.NDArray[np.float64]
 
@@ -26,6 +26,18 @@ def add_gram(upper: Array, rows: npt.NDArray[np.floating], sign: float = 1.0) ->
     # To LAPACK, which counts columns first, the upper triangle is the lower one of the transpose.
     result = dsyrk(sign, np.ascontiguousarray(rows, np.float64).T, beta=1.0, c=upper.T, lower=1, overwrite_c=1)
     assert np.shares_memory(result, upper)
+
+
+def weighted_sum(weights: Array, rows: npt.NDArray[np.floating]) -> Array:
+    """`weights @ rows`: shape (dim,), from weights of shape (n,) and rows of shape (n, dim)."""
+    found: Array = dgemv(1.0, np.ascontiguousarray(rows, np.float64).T, weights)
+    return found
+
+
+def products(rows: npt.NDArray[np.floating], vector: Array) -> Array:
+    """`rows @ vector`: shape (n,), from rows of shape (n, dim) and a vector of shape (dim,)."""
+    found: Array = dgemv(1.0, np.ascontiguousarray(rows, np.float64).T, vector, trans=1)
+    return found
 
 
 def mirrored(upper: Array) -> Array:

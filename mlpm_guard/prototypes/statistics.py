@@ -18,7 +18,7 @@ import numpy.typing as npt
 from mlpm_guard.errors import BundleCorruptError, CategoryError, DataError, NonFiniteError, UnknownPromptError
 from mlpm_guard.prototypes.categories import UNKNOWN, require_name
 from mlpm_guard.prototypes.category_statistics import CategoryStatistics
-from mlpm_guard.prototypes.gram import Array, add_gram, mirrored
+from mlpm_guard.prototypes.gram import Array, add_gram, mirrored, weighted_sum
 from mlpm_guard.prototypes.ledger import KeyLedger, Keys
 from mlpm_guard.prototypes.rows import Row, Rows, States
 
@@ -119,7 +119,7 @@ class PrototypeStatistics:
         result = np.zeros((self.layers, self.dim))
         for layer in range(self.layers if keys else 0):
             states, times = statistics.layer(layer, keys)
-            result[layer] = times @ states / times.sum()
+            result[layer] = weighted_sum(times, states) / times.sum()
         return result
 
     def pooled(self) -> PrototypeStatistics:
@@ -327,7 +327,7 @@ class PrototypeStatistics:
         scatter = self._shared()
         for layer in range(self.layers if keys else 0):
             states, weights = statistics.layer(layer, keys)
-            statistics.mean[layer] = weights @ states / weights.sum()
+            statistics.mean[layer] = weighted_sum(weights, states) / weights.sum()
             add_gram(scatter[layer], (states - statistics.mean[layer]) * np.sqrt(weights)[:, None])
         statistics.count = sum(times)
         statistics.ledger = KeyLedger(np.repeat(np.array(keys, np.uint64), times))
