@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from _prompts import prompts
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from mlpm_guard import Guard, TransformerEncoder, bundle
+from mlpm_guard import Guard, TransformerEncoder
 from mlpm_guard.encoders.embedded import embedded_folder
-from mlpm_guard.prototypes.scorer import LayerScorer
 
 BATCH_TOKENS = 1024
 BATCH_ROWS = 256
@@ -50,7 +45,7 @@ class Pair:
 
 
 def load() -> Pair:
-    """The pair. The guard's scorer uses every layer, so that no forward pass ends early and flatters the guard."""
+    """The pair. The guard is `default`, which reads every layer: no forward pass ends early and flatters it."""
     logging.disable_progress_bar()
     folder = str(embedded_folder())
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -58,24 +53,7 @@ def load() -> Pair:
     weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     bare = copy.deepcopy(model, weights)  # other modules without hooks, the same tensors
     encoder = TransformerEncoder(model, tokenizer, batch_tokens=BATCH_TOKENS).load()
-    return Pair(_guard(encoder), encoder, bare, copy.deepcopy(tokenizer))
-
-
-def _guard(encoder: TransformerEncoder) -> Guard:
-    """A guard saved and loaded again with another scorer; what it says means nothing."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "guard"
-        fitted = Guard(encoder).fit(prompts(32, 5, 20), [index % 2 for index in range(32)], progress=False)
-        fitted.save_pretrained(path, statistics=False)
-        scorer = _every_layer(len(encoder.layers), encoder.dim)
-        bundle.save(path, bundle.load(path).manifest, scorer, None)
-        return Guard.from_pretrained(path, encoder=encoder)
-
-
-def _every_layer(layers: int, dim: int) -> LayerScorer:
-    generator = np.random.default_rng(0)
-    weights = generator.normal(size=(layers, dim))
-    return LayerScorer(np.arange(layers), weights, np.zeros(layers), np.ones(layers), -layers / 2, (-1.0, 1.0))
+    return Pair(Guard.from_pretrained(encoder=encoder), encoder, bare, copy.deepcopy(tokenizer))
 
 
 def _mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

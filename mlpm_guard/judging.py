@@ -20,7 +20,7 @@ from mlpm_guard.prototypes.categories import Categories
 from mlpm_guard.prototypes.novelty import Novelty
 from mlpm_guard.prototypes.scorer import Array, LayerScorer
 from mlpm_guard.verdict import Target, WindowEvidence
-from mlpm_guard.windows import Spans, cut
+from mlpm_guard.windows import Piece, Spans, cut, surely_whole
 
 _log = logging.getLogger("mlpm_guard")
 _UNITS_AT_ONCE = 512
@@ -143,6 +143,11 @@ class TokenSpans:
         self._known.update(zip(texts, self._encoder.spans(texts), strict=True))
 
 
+def needs_spans(conversation: Conversation, turn: str, window: int) -> bool:
+    """Whether a judged turn, alone or in its context, has to be tokenised before it can be cut."""
+    return len(conversation.messages) > 1 or not surely_whole(turn, window)
+
+
 def units(conversation: Conversation, encoder: Encoder, reading: Reading, spans: TokenSpans | None = None) -> list[Unit]:
     """Every piece of a conversation that is judged: the turn alone and the turn in its context, raw and normalised.
 
@@ -169,8 +174,10 @@ def units(conversation: Conversation, encoder: Encoder, reading: Reading, spans:
         turn = each.messages[index]
         if not turn.content.strip():
             continue  # nothing but invisible characters, which the raw form has kept
-        tokens = spans(turn.content)
-        pieces = cut(turn.content, tokens, reading.window)
+        if surely_whole(turn.content, reading.window):
+            pieces = [Piece(0, len(turn.content), "whole")]
+        else:
+            pieces = cut(turn.content, spans(turn.content), reading.window)
         if reading.target == "response":
             pieces = [piece for piece in pieces if piece.kind != "fragment"]
         role = turn.role if turn.role == "assistant" else "user"
@@ -307,7 +314,8 @@ class Judge:
     def _spans(self, conversations: Sequence[Conversation]) -> TokenSpans:
         spans = TokenSpans(self._encoder)
         try:
-            spans.prepare(each.messages[each.turn_index(self._reading.target)].content for each in conversations)
+            turns = ((each, each.messages[each.turn_index(self._reading.target)].content) for each in conversations)
+            spans.prepare(text for each, text in turns if needs_spans(each, text, self._reading.window))
         except Exception:  # noqa: BLE001  (one text that a tokenizer cannot take; found out one by one)
             return TokenSpans(self._encoder)
         return spans

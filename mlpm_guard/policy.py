@@ -176,8 +176,9 @@ class Policy:
             sigmoid(evidence.layer_log_odds).tolist(),
             self.scorer.layer_weights.tolist(),
         )
+        # Finite floats all of them, as the judge has seen to: validating six objects again would cost more than making them.
         return tuple(
-            LayerEvidence(layer=layer, log_odds=g, probability=p, weight=w, contribution=w * p)
+            LayerEvidence.model_construct(layer=layer, log_odds=g, probability=p, weight=w, contribution=w * p)
             for layer, g, p, w in zip(*columns, strict=True)
         )
 

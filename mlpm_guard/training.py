@@ -13,11 +13,11 @@ from mlpm_guard.contradictions import LabelsSeen
 from mlpm_guard.conversation import Conversation, ConversationLike, Message
 from mlpm_guard.encoders.base import Encoder, States
 from mlpm_guard.errors import CategoryError, ContradictoryLabelsError, DataError, InputError
-from mlpm_guard.judging import Reading, TokenSpans, context_of
+from mlpm_guard.judging import Reading, TokenSpans, context_of, needs_spans
 from mlpm_guard.prototypes.categories import UNKNOWN, require_name
 from mlpm_guard.prototypes.classifier import content_keys
 from mlpm_guard.verdict import Target
-from mlpm_guard.windows import training_pieces
+from mlpm_guard.windows import surely_whole, training_pieces
 
 if TYPE_CHECKING:
     from mlpm_guard.prototypes.ledger import Keys
@@ -93,7 +93,8 @@ def examples(
     with _progress(prompts, progress) as advance:
         while chunk := list(islice(rows, size)):
             spans = TokenSpans(encoder)
-            spans.prepare(conversation.messages[index].content for conversation, index, _, _ in chunk)
+            turns = ((conversation, conversation.messages[index].content) for conversation, index, _, _ in chunk)
+            spans.prepare(text for conversation, text in turns if needs_spans(conversation, text, reading.window))
             pieces = [
                 (piece, label, name)
                 for conversation, index, label, name in chunk
@@ -213,6 +214,8 @@ def _pieces(
     if context is not None and reading.target == "prompt":
         return [context]
     role = turn.role if turn.role == "assistant" else "user"
+    if context is None and surely_whole(turn.content, reading.window):
+        return [Conversation((Message(role, turn.content),))]
     windows = [
         Conversation((Message(role, turn.content[piece.start : piece.end]),))
         for piece in training_pieces(turn.content, spans(turn.content), reading.window, _WINDOWS[reading.target])

@@ -33,6 +33,14 @@ class Piece:
     kind: Kind
 
 
+def surely_whole(text: str, window: int) -> bool:
+    """Whether a text is one piece however it is tokenised, so that it need not be.
+
+    No tokenizer gives more tokens than there are ASCII characters, but for one that stands for the text's beginning.
+    """
+    return len(text) < window * 3 // 4 and text.isascii()
+
+
 def cut(text: str, spans: Spans, window: int) -> list[Piece]:
     """The pieces of a text that are to be judged.
 

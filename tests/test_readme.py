@@ -40,6 +40,7 @@ def test_a_python_block_runs(code: str, tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_command_line_blocks_run(tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text(rows())
     (tmp_path / "labelled.jsonl").write_text(rows())
+    (tmp_path / "traffic.jsonl").write_text("".join(json.dumps({"text": f"What is {i} plus {i}?"}) + "\n" for i in range(300)))
     (tmp_path / "pairs.jsonl").write_text(rows().replace('"text"', '"response": "Here you are.", "prompt"'))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     lines = [line.split("  #")[0].strip() for code in CLI for line in code.splitlines() if line.strip()]
@@ -48,4 +49,5 @@ def test_the_command_line_blocks_run(tmp_path: Path) -> None:
         done = subprocess.run(
             ["bash", "-c", line], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=300
         )
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        finds = re.match(r"mlpm-guard (diff|correct) ", line) is not None
+        assert done.returncode in ((0, 1) if finds else (0,)), f"{line}\n{done.stdout}\n{done.stderr}"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mlpm_guard.windows import Piece, cut, training_pieces
+from mlpm_guard.windows import Piece, cut, surely_whole, training_pieces
 
 WORD = re.compile(r"\w+|[^\w\s]")
 CHARACTER = re.compile(r"\S")
@@ -216,3 +216,17 @@ def test_a_fit_learns_from_windows_spread_over_the_text(limit: int) -> None:
 def test_a_fit_learns_from_a_short_text_as_a_whole() -> None:
     text = " ".join(sentences(4))
     assert training_pieces(text, spans(text), WINDOW, 4) == [Piece(0, len(text), "whole")]
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=127), max_size=60), st.integers(8, 80))
+def test_what_is_surely_whole_is_cut_into_nothing_by_any_tokens(text: str, window: int) -> None:
+    if surely_whole(text, window):
+        every_character = np.array([(0, 0), *((at, at + 1) for at in range(len(text)))], np.int64)
+        assert cut(text, every_character, window) == [Piece(0, len(text), "whole")]
+    else:
+        assert len(text) >= window * 3 // 4
+
+
+def test_text_beyond_ascii_is_never_surely_whole() -> None:
+    assert surely_whole("naive", WINDOW)
+    assert not surely_whole("naïve", WINDOW)
