@@ -45,6 +45,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/drift.py
 	$(BIN)/python benchmarks/langchain_gate.py
+	$(BIN)/python benchmarks/novelty.py
+	$(BIN)/python benchmarks/categories.py
 
 # Refit a shipped bundle from a data folder: make default-bundle MLPM_GUARD_DATA=/path/to/data
 default-bundle: $(STAMP)
