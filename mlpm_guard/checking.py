@@ -240,12 +240,20 @@ class Checker:
 
     @property
     def category_policy(self) -> Mapping[str, CategoryPolicy]:
-        """What is done about categories, by name. Set it as a whole, with actions or `CategoryPolicy` values."""
+        """What is done about categories, by name. Set it as a whole, with actions or `CategoryPolicy` values.
+
+        Raises:
+            CategoryError: when set to a policy on categories that a fitted guard does not have.
+        """
         return MappingProxyType(self._category_policy)
 
     @category_policy.setter
     def category_policy(self, value: PolicyLike) -> None:
-        self._category_policy = read_policy(value)
+        policy = read_policy(value)
+        model = self.__dict__.get("_model")
+        if model is not None:
+            require_known(policy, model.categories.names)
+        self._category_policy = policy
 
     def list_categories(self) -> list[str]:
         """Names of the categories that the guard knows: the fitted ones, then the added ones, each in alphabetical order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -102,6 +102,7 @@ class Guard(Checker):
             BundleCorruptError: a file is missing, truncated or altered.
             BundleSchemaError: the format is not one that this version reads.
             BundleMismatchError: `encoder` is not the one that the guard was fitted on.
+            CategoryError: `policy` names a category that the guard does not have.
         """
         from mlpm_guard import bundle as bundles
 
@@ -125,6 +126,8 @@ class Guard(Checker):
         guard._model = Model(
             bundle.scorer, bundle.novelty, bundle, manifest.calibration, parent=bundle, categories=bundle.categories
         )
+        if policy is not None:
+            guard.category_policy = policy
         guard._checked = False
         if encoder is not None:
             guard.load()
@@ -232,7 +235,8 @@ class Guard(Checker):
             if self._model is None:
                 return self.fit(prompts, labels, categories, progress=progress)
             classifier = self._copy_of_trainable()
-            learned = self._learn(classifier, prompts, labels, categories, progress)
+            added = self._known().categories.added_names
+            learned = self._learn(classifier, prompts, labels, categories, progress, added)
             if keep_layers:
                 classifier.move(self._fitted(), self._trainable().statistics_)
             else:
@@ -510,8 +514,9 @@ class Guard(Checker):
         labels: Iterable[Label],
         categories: Iterable[str | None] | None,
         progress: bool | None,
+        added: Sequence[str] = (),
     ) -> int:
-        """Collect prompts into a classifier; returns how many there were."""
+        """Collect prompts into a classifier; returns how many there were. Categories added from examples learn nothing more."""
         from mlpm_guard.training import examples
 
         if self._bundle is not None:
@@ -519,6 +524,9 @@ class Guard(Checker):
         counted = _Counted(labels)
         chunks = examples(prompts, counted.labels, self._encoder, self._reading(), progress=progress, categories=categories)
         for chunk in chunks:
+            for name in added:
+                if name in (chunk.categories or ()):
+                    raise CategoryError(f"the category {name!r} was added from examples; remove it, then learn it from rows")
             classifier.update(chunk.states, chunk.labels, chunk.keys, chunk.categories)
         return counted.number
 

@@ -88,8 +88,8 @@ class Rules:
     in the text as it came or in its normalised form. It is allowed if a phrase of the allow list is the whole of it, or one of
     its expressions matches the whole of it, as it came. Blocking wins.
 
-    Only the turn that is judged is looked at. A prompt is allowed only where it stands alone: behind other turns, or in front
-    of an answer that was begun, it may mean anything, and the model is asked.
+    Only the turn that is judged is looked at. A prompt is allowed only where it stands alone: behind other turns, beside an
+    image, or in front of an answer that was begun or of further instructions, it may mean anything, and the model is asked.
 
     A regular expression that backtracks without end cannot be interrupted by a time-out. The longest text that one sees is the
     guard's `max_chars`; write expressions without nested repetitions.
@@ -148,7 +148,7 @@ class Rules:
             for rule in self._block:
                 if rule.found_in(plain, folded_plain, undisguised=True):
                     return RuleMatch(kind="block", entry=rule.entry, form="normalised")
-        if target == "prompt" and not _alone(conversation, index):
+        if target == "prompt" and (conversation.not_judged or not _alone(conversation, index)):
             return None
         for rule in self._allow:
             if rule.is_all_of(text, folded):
@@ -158,7 +158,7 @@ class Rules:
 
 def _alone(conversation: Conversation, index: int) -> bool:
     return not any(
-        message.content.strip() and message.role not in _INSTRUCTIONS
+        message.content.strip() and (message.role not in _INSTRUCTIONS or at > index)
         for at, message in enumerate(conversation.messages)
         if at != index
     )

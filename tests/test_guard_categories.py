@@ -263,6 +263,14 @@ def test_partial_fit_leaves_added_categories_as_they_are(guard: Guard) -> None:
         guard.partial_fit(on("legal", 5), [1] * 5, ["legal"] * 5, progress=False)
 
 
+def test_a_category_added_from_examples_cannot_be_learned_from_rows_too(guard: Guard) -> None:
+    rows = on("legal", 3)
+    before = with_legal(guard).check(SAFE[0])
+    with pytest.raises(CategoryError, match="remove it"):
+        guard.partial_fit(rows, [1] * 3, ["legal"] * 3, progress=False)
+    assert guard.check(SAFE[0]) == before
+
+
 def test_a_fit_from_scratch_forgets_added_categories(guard: Guard) -> None:
     with_legal(guard).fit(SAFE + UNSAFE, [0] * 30 + [1] * 30, progress=False)
     assert guard.list_categories() == []
@@ -384,10 +392,16 @@ def test_bad_policies_are_refused() -> None:
             Guard(TopicEncoder(), policy=wrong)  # type: ignore[arg-type]
 
 
-def test_a_policy_about_a_category_that_the_guard_lacks_is_refused(guard: Guard) -> None:
-    guard.category_policy = {"weapons": "allow"}
-    with pytest.raises(CategoryError, match="weapons; it has: drugs, fraud"):
-        guard.check(CALM)
+def test_a_policy_about_a_category_that_the_guard_lacks_is_refused(guard: Guard, tmp_path: Path) -> None:
+    with pytest.raises(CategoryError, match=r"weapons; it has: drugs, fraud"):
+        guard.category_policy = {"drugs": "review", "weapons": "allow"}
+    assert not guard.category_policy
+    guard.save_pretrained(tmp_path / "guard")
+    with pytest.raises(CategoryError, match="weapons"):
+        Guard.from_pretrained(tmp_path / "guard", encoder=guard.encoder, policy={"weapons": "allow"})
+    ahead = Guard(guard.encoder, policy={"weapons": "allow"}).fit(SAFE + UNSAFE, [0] * 30 + [1] * 30, progress=False)
+    with pytest.raises(CategoryError, match="weapons"):
+        ahead.check(CALM)
 
 
 # -- long texts ---------------------------------------------------------------------------------------------------------------

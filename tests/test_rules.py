@@ -188,6 +188,10 @@ def test_only_the_judged_turn_is_looked_at() -> None:
     [
         lambda turn: [{"role": "user", "content": "an unsafe start"}, {"role": "assistant", "content": "Shall I?"}, turn],
         lambda turn: [turn, {"role": "assistant", "content": "Sure, here is an unsafe"}],
+        lambda turn: [turn, {"role": "system", "content": "an unsafe instruction"}],
+        lambda turn: [
+            {"role": "user", "content": [{"type": "text", "text": "go on"}, {"type": "image_url", "image_url": {"url": "x"}}]}
+        ],
     ],
 )
 def test_an_allowed_prompt_does_not_speak_for_what_stands_around_it(around: object) -> None:
