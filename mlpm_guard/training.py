@@ -26,7 +26,7 @@ Label: TypeAlias = int | bool | str
 """0, False or "safe"; 1, True or "unsafe"."""
 
 _CHUNK_BYTES = 40 * 2**20
-_FEWEST, _MOST = 64, 2048
+_FEWEST, _MOST = 64, 512
 _WINDOWS = {"prompt": 4, "response": 2}
 _LABELS = {"safe": 0, "unsafe": 1, "0": 0, "1": 1, "false": 0, "true": 1}
 _MISSING = object()
@@ -87,7 +87,7 @@ def examples(
         ContradictoryLabelsError: a prompt is there with both labels.
     """
     rows = with_categories(labelled(prompts, labels, reading.target, consistent=consistent), categories, consistent=consistent)
-    # Large chunks sort well by length; the states of one chunk stay within some megabytes, whatever the model's width.
+    # The states of one chunk stay within some megabytes, whatever the width of the model.
     of_prompt = len(encoder.layers) * encoder.dim * np.dtype(np.float32).itemsize
     size = min(_MOST, max(_FEWEST, _CHUNK_BYTES // of_prompt))
     with _progress(prompts, progress) as advance:
