@@ -8,7 +8,6 @@ import json
 import logging
 import pickle
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -589,14 +588,26 @@ def test_notes_that_are_no_json_are_refused_without_being_shown(mock_guard: Guar
 
 
 async def test_a_text_that_took_too_long_does_not_hold_up_those_behind_it() -> None:
-    class Slow(MockEncoder):
+    release = threading.Event()
+    release.set()
+
+    class Stuck(MockEncoder):
         def encode(self, conversations, *, layers=None):  # type: ignore[no-untyped-def]
-            time.sleep(0.05)
+            release.wait(60)
             return super().encode(conversations, layers=layers)
 
-    guard = Guard(Slow(), timeout=0.5).fit(SAFE + UNSAFE, [0] * 30 + [1] * 30, progress=False)
+    encoder = Stuck()
+    guard = Guard(encoder).fit(SAFE + UNSAFE, [0] * 30 + [1] * 30, progress=False)
     long = "".join(f"How to cook rice number {index}? " for index in range(20_000))
+    encoder.batches.clear()
+    assert (await guard.acheck(long)).error is None
+    whole = len(encoder.batches)
+    assert whole > 10
+    release.clear()
+    guard.timeout = 0.5
     assert (await guard.acheck(long)).error == "timeout"
-    started = time.monotonic()
-    while (await guard.acheck("What is 2 plus 2?")).error is not None:
-        assert time.monotonic() - started < 60
+    encoder.batches.clear()
+    guard.timeout = 60
+    release.set()
+    assert (await guard.acheck("What is 2 plus 2?")).error is None
+    assert len(encoder.batches) <= 2

@@ -7,7 +7,6 @@ import gc
 import logging
 import pickle
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -638,11 +637,9 @@ async def test_cancelling_does_not_wait_for_a_plain_iterator_that_blocks() -> No
 
     task = asyncio.create_task(consume())
     await asyncio.to_thread(entered.wait, 30)
-    started = time.perf_counter()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert time.perf_counter() - started < 25
     assert not closed.is_set()
     release.set()
     assert await asyncio.to_thread(closed.wait, 30)
