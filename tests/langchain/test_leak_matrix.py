@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelFallbackMiddleware, ModelRetryMiddleware
 from langchain_core.caches import InMemoryCache
@@ -19,6 +20,7 @@ from langchain_mlpm_guard.refusals import REMOVED, without_blocked
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from pydantic import BaseModel
+from transformers import LogitsProcessor
 
 from tests.langchain.support import (
     ANGRY,
@@ -46,28 +48,40 @@ class Plan(BaseModel):
     steps: str
 
 
+class Beginnings(LogitsProcessor):
+    """Keeps each prompt whose answer comes to its first token, once for each time: a blocked prompt never does.
+
+    A blocked answer may write one more token after its stream has ended, beside the next answer; that begins none.
+    """
+
+    def __init__(self, world: ToolWorld) -> None:
+        self.prompts: list[str] = []
+        self._world = world
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        for ids in input_ids.tolist():
+            if any(ids[-len(opening) :] == opening for opening in self._world.openings):
+                self.prompts.append(self._world.tokenizer.decode(ids))
+        return scores
+
+
 class Local:
     """A local model that says what it is told to, and keeps the prompts that it was asked to answer."""
 
     def __init__(self, answer: str) -> None:
-        self.prompts: list[str] = []
         self._answer = answer
+        self._beginnings = Beginnings(shared_world())
 
     def model(self, **options: Any) -> ChatGuarded:
         made = shared_world()
         generator = made.generator(guard=prompt_guard(), moderator=response_guard(), **options)
-        script = made.script(self._say)
-        return ChatGuarded(generator=generator, temperature=0, generation_kwargs={"logits_processor": script})
-
-    def _say(self, prompt: str) -> str:
-        if not self.prompts or self.prompts[-1] != prompt:
-            self.prompts.append(prompt)
-        return self._answer
+        processors = [self._beginnings, *made.script(self._answer)]
+        return ChatGuarded(generator=generator, temperature=0, generation_kwargs={"logits_processor": processors})
 
     @property
     def calls(self) -> list[str]:
-        """Prompts that got an answer: a blocked one never comes to its first token."""
-        return self.prompts
+        """Prompts that it began to answer."""
+        return self._beginnings.prompts
 
 
 _world: list[ToolWorld] = []
