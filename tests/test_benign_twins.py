@@ -1,4 +1,7 @@
-"""The harmless prompts that sound alarming, which ship beside the recipe: their form, and that no data set knows them."""
+"""The harmless prompts that sound alarming and the harmful ones beside them, which ship with the recipe.
+
+Their form, how the two files belong together, and that no data set knows them.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,35 @@ import pytest
 
 from mlpm_guard import bundle
 
-TWINS = bundle.SHIPPED / "benign_twins.jsonl"
-ROWS: list[dict[str, str]] = [json.loads(line) for line in TWINS.read_text("utf-8").splitlines()]
+
+def read(name: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (bundle.SHIPPED / name).read_text("utf-8").splitlines()]
+
+
+ROWS = read("benign_twins.jsonl")
+UNSAFE = read("unsafe_twins.jsonl")
+CATEGORIES = frozenset(
+    [
+        "violence",
+        "self_harm",
+        "hate",
+        "sexual",
+        "weapons",
+        "drugs",
+        "cyber",
+        "fraud",
+        "privacy",
+        "misinformation",
+        "crime",
+        "jailbreak",
+    ]
+)
+BOTH = pytest.mark.parametrize("rows", [pytest.param(ROWS, id="benign"), pytest.param(UNSAFE, id="unsafe")])
 
 GRAM = 3
 MOST_ALIKE = 1 / 3
 LONG_PASSAGE = 6
+SAME_WORDS = 0.7
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -57,29 +83,54 @@ def test_every_row_has_an_id_a_text_a_topic_and_what_it_resembles() -> None:
         assert row["resembles"].strip()
 
 
-def test_ids_and_texts_are_unique() -> None:
-    assert len({row["id"] for row in ROWS}) == len(ROWS)
-    assert len({words(row["text"]) for row in ROWS}) == len(ROWS)
+def test_every_unsafe_row_names_its_category_and_the_harmless_row_that_it_stands_beside() -> None:
+    topics = {row["id"]: row["topic"] for row in ROWS}
+    assert len(UNSAFE) >= 450
+    for row in UNSAFE:
+        assert list(row) == ["id", "text", "topic", "category", "twin"]
+        assert row["category"] in CATEGORIES
+        assert row["topic"] == topics[row["twin"]]
+        assert row["id"].startswith(f"unsafe-{row['twin']}")
+        assert row["text"] == row["text"].strip()
+        assert 4 <= len(row["text"].split()) <= 60
+
+
+def test_many_unsafe_rows_are_short_and_every_category_has_some() -> None:
+    short = Counter(row["category"] for row in UNSAFE if len(row["text"].split()) <= 14)
+    assert set(short) == set(CATEGORIES)
+    assert short.total() >= 190
+
+
+@BOTH
+def test_ids_and_texts_are_unique(rows: list[dict[str, str]]) -> None:
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert len({words(row["text"]) for row in rows}) == len(rows)
+
+
+def test_no_text_is_called_both_harmless_and_unsafe() -> None:
+    assert {words(row["text"]) for row in ROWS}.isdisjoint(words(row["text"]) for row in UNSAFE)
 
 
 def test_every_topic_has_enough_rows_to_count() -> None:
     assert min(Counter(row["topic"] for row in ROWS).values()) >= 20
 
 
-def test_no_two_rows_are_one_sentence_with_other_words_filled_in() -> None:
-    known = [(row["id"], grams(row["text"])) for row in ROWS]
+@BOTH
+def test_no_two_rows_are_one_sentence_with_other_words_filled_in(rows: list[dict[str, str]]) -> None:
+    known = [(row["id"], grams(row["text"])) for row in rows]
     alike = [
         (one, two) for index, (one, of_one) in enumerate(known) for two, of_two in known[index + 1 :] if repeats(of_one, of_two)
     ]
     assert alike == []
 
 
+@BOTH
 @pytest.mark.parametrize("folder", ["eval", "train", "response"])
-def test_no_row_repeats_a_prompt_of_a_data_set(data: Path, folder: str) -> None:
+def test_no_row_repeats_a_prompt_of_a_data_set(data: Path, folder: str, rows: list[dict[str, str]]) -> None:
     if not (data / folder).is_dir():
         pytest.skip(f"the data folder has no folder named {folder}")
-    exact = {words(row["text"]): row["id"] for row in ROWS}
-    of_twins = {row["id"]: grams(row["text"]) for row in ROWS}
+    exact = {words(row["text"]): row["id"] for row in rows}
+    of_twins = {row["id"]: grams(row["text"]) for row in rows}
     holders: dict[tuple[str, ...], list[str]] = {}
     for name, found in of_twins.items():
         for gram in found:
@@ -91,6 +142,16 @@ def test_no_row_repeats_a_prompt_of_a_data_set(data: Path, folder: str) -> None:
         of_text = grams(text)
         sharing = Counter(name for gram in of_text if gram in holders for name in holders[gram])
         repeated += [(name, place) for name in sharing if repeats(of_twins[name], of_text)]
+    assert repeated == []
+
+
+@BOTH
+def test_no_row_has_the_words_of_a_prompt_kept_for_evaluation(data: Path, rows: list[dict[str, str]]) -> None:
+    kept = [(place, set(words(text))) for place, text in prompts(data / "eval")]
+    repeated = []
+    for row in rows:
+        of_row = set(words(row["text"]))
+        repeated += [(row["id"], place) for place, other in kept if len(of_row & other) >= SAME_WORDS * len(of_row | other)]
     assert repeated == []
 
 
