@@ -285,7 +285,8 @@ async def test_a_local_models_blocked_answers_and_prompts_are_seen_by_nobody(
         assert REFUSAL in seen
         assert FALLBACK not in seen
         assert SECRET not in seen + "\n".join([*ear.heard, *ear.starts]) + repr(cache._cache)
-        assert len(model.calls) == (prompt == HELLO)
+        # A batch gives the prompt twice; the cache may answer the second.
+        assert len(model.calls) in ([0] if prompt == BOMB else [1, 2] if way in ("batch", "abatch") else [1])
 
 
 # -- gates in front of structured output and caches ---------------------------------------------------------------------------
