@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlpm_guard.encoders.base import Encoder, EncoderIdentity
     from mlpm_guard.encoders.transformer import TransformerEncoder
     from mlpm_guard.errors import (
+        AdapterError,
         Blocked,
         BundleCorruptError,
         BundleError,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Action": "verdict",
+    "AdapterError": "errors",
     "AsyncModeratedStream": "streaming",
     "Blocked": "errors",
     "BundleCorruptError": "errors",
@@ -126,6 +128,7 @@ _HOME = {
 
 __all__ = [
     "Action",
+    "AdapterError",
     "AsyncModeratedStream",
     "Blocked",
     "BundleCorruptError",

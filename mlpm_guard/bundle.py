@@ -1,5 +1,7 @@
 """Saved guards: a folder with `bundle.json`, `prototypes.safetensors` and, optionally, `statistics.safetensors`.
 
+Beside them lies `adapter.safetensors` where the guard's encoder has a low-rank adapter that does not ship with the library.
+
 The manifest names every file's size and SHA-256 and the encoder that the guard is bound to. No pickle anywhere. Hashes find
 damage and mix-ups; they do not prove who wrote a bundle.
 """
@@ -43,6 +45,7 @@ from mlpm_guard.verdict import Target
 MANIFEST = "bundle.json"
 PROTOTYPES = "prototypes.safetensors"
 STATISTICS = "statistics.safetensors"
+ADAPTER = "adapter.safetensors"
 FORMAT = "mlpm-guard-bundle"
 SCHEMA_VERSION = 1
 SHIPPED = Path(__file__).parent / "bundles"
@@ -104,6 +107,7 @@ class Calibration(BaseModel):
     threshold: float = Field(ge=0.0, le=1.0)
     benign: int = Field(ge=0)
     unsafe: int = Field(ge=0)
+    repeated: int = Field(default=0, ge=0)
     flagged: int = Field(ge=0)
     max_fpr: float | None = None
     confidence: float | None = None
@@ -214,9 +218,10 @@ class Bundle:
         """The encoder that the bundle names, not loaded yet.
 
         Raises:
-            BundleMismatchError: the guard was fitted on a model that was passed in loaded and has no name.
+            BundleMismatchError: the guard was fitted on a model that was passed in loaded and has no name, or with an adapter
+                that neither lies in its folder nor ships with this version.
         """
-        from mlpm_guard.encoders.embedded import MODEL, REVISION, EmbeddedEncoder
+        from mlpm_guard.encoders.embedded import DEFAULT, MODEL, REVISION, EmbeddedEncoder, shipped_adapter
         from mlpm_guard.encoders.transformer import TransformerEncoder
 
         identity = self.manifest.encoder
@@ -227,14 +232,33 @@ class Bundle:
             "device": device,
         }
         if (identity.model, identity.revision) == (MODEL, REVISION):
-            return EmbeddedEncoder(**options)
+            return EmbeddedEncoder(adapter=DEFAULT if adapter and adapter == shipped_adapter() else adapter, **options)
         if identity.model is None:
             raise BundleMismatchError(
+        adapter = self._adapter()
                 f"the guard {self.bundle_id} was fitted on a model that was passed in loaded ({identity.architecture}); pass "
                 "it again: Guard.from_pretrained(path, encoder=TransformerEncoder(model, tokenizer))",
                 self.path,
             )
-        return TransformerEncoder(identity.model, revision=identity.revision, **options)
+        return TransformerEncoder(identity.model, adapter=adapter, revision=identity.revision, **options)
+
+    def _adapter(self) -> Path | None:
+        """The file of the encoder's adapter; None where it has none."""
+        from mlpm_guard.encoders.embedded import ADAPTER_SHA256, shipped_adapter
+
+        wanted = self.manifest.encoder.adapter
+        if wanted is None:
+            return None
+        if ADAPTER in self.manifest.files:
+            return self.path.absolute() / ADAPTER
+        if wanted == ADAPTER_SHA256:
+            return shipped_adapter()
+        raise BundleMismatchError(
+            f"the guard {self.bundle_id}, saved by mlpm-guard {self.manifest.library_version}, was fitted with an adapter of "
+            f"its encoder that is neither in its folder nor ships with this version (SHA-256 {wanted}). Pass the encoder: "
+            "Guard.from_pretrained(path, encoder=EmbeddedEncoder(adapter=file)), or TransformerEncoder(name, adapter=file)",
+            self.path,
+        )
 
 
 def resolve(name_or_path: str | Path) -> tuple[str, Path]:
@@ -274,6 +298,10 @@ def load(name_or_path: str | Path) -> Bundle:
     scorer, novelty = _scorer(tensors, manifest, path), _novelty(tensors, manifest, path)
     if not set(categories.positions.tolist()) <= set(scorer.positions.tolist()):
         raise BundleCorruptError(f"{path / PROTOTYPES}: categories read layers that the guard does not", path)
+    if ADAPTER in manifest.files:
+        _check_file(path, ADAPTER, manifest)
+        if manifest.files[ADAPTER].sha256 != manifest.encoder.adapter:
+            raise BundleCorruptError(f"{path / ADAPTER} is not the adapter of the encoder in {MANIFEST}", path)
     return Bundle(path, manifest, scorer, novelty, categories, f"{name}-{hashlib.sha256(raw).hexdigest()[:12]}")
 
 
@@ -288,6 +316,7 @@ def save(
     """Write a bundle. Either all of it is there afterwards or nothing has changed.
 
     An existing bundle at the path is replaced; other files in its folder (a README, say) are kept.
+    adapter: bytes | None = None,
 
     Raises:
         BundleSaveError: it cannot be written there, or the path holds something that is not a bundle.
@@ -320,6 +349,8 @@ def save(
         _write_bytes(temporary / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
         _swap(temporary, target)
     except OSError as error:
+        if adapter is not None:
+            entries[ADAPTER] = _write_bytes(temporary / ADAPTER, adapter)
         raise BundleSaveError(
             f"cannot save to {target} ({error.strerror or type(error).__name__}); what was there before is untouched",
             target,
@@ -336,7 +367,7 @@ def _swap(temporary: Path, target: Path) -> None:
         temporary.rename(target)
         return
     for extra in target.iterdir():
-        if extra.name not in {MANIFEST, PROTOTYPES, STATISTICS}:
+        if extra.name not in {MANIFEST, PROTOTYPES, STATISTICS, ADAPTER}:
             if extra.is_dir():
                 shutil.copytree(extra, temporary / extra.name, symlinks=True)
             else:

@@ -17,6 +17,7 @@ An error says what was wrong and what to do. It carries objects (a verdict, a pa
     │   ├── UnsupportedArchitectureError
     │   ├── EncoderLoadError          weights or tokenizer could not be loaded           (OSError)
     │   ├── WeightsMismatchError      a weight file is not the one that was pinned
+    │   ├── AdapterError              an adapter cannot be merged into the model         (ValueError)
     │   └── NonFiniteError            a state or score is NaN or infinite
     ├── GuardTimeoutError             no verdict within the time-out                     (TimeoutError)
     ├── BundleError                   a saved guard                                      (ValueError)
@@ -126,6 +127,10 @@ class EncoderLoadError(EncoderError, OSError):
 
 class WeightsMismatchError(EncoderError):
     """A weight file's SHA-256 is not the pinned one. The file is not used."""
+
+
+class AdapterError(EncoderError, ValueError):
+    """A low-rank adapter is damaged, or belongs to another model. The encoder is not used without it."""
 
 
 class NonFiniteError(EncoderError):

@@ -159,12 +159,11 @@ class Guard(Checker):
                 "threshold": self.threshold,
                 "window": self.window,
                 "fragment_margin": self._fragment_margin,
-                "encoder": self._encoder.identity.model_dump(),
                 "rules": None if self.rules is None else self.rules.saved().model_dump(exclude_defaults=True),
                 "review": self.review,
                 "policy": {name: asdict(each) for name, each in sorted(self._category_policy.items())},
             }
-            saved = saving.save(path, model, classifier, settings, statistics=statistics, notes=notes)
+            saved = saving.save(path, model, classifier, settings, encoder=self._encoder, statistics=statistics, notes=notes)
             self._model = model._replace(bundle=saved, parent=saved, changes=(), saved=True)
             return saved.path
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlpm_guard import bundle as bundles
-from mlpm_guard.errors import ConfigurationError
+from mlpm_guard.errors import BundleSaveError, ConfigurationError, EncoderError
 from mlpm_guard.lineage import Ancestor, Change
 from mlpm_guard.rules import SavedRules
 
 if TYPE_CHECKING:
+    from mlpm_guard.encoders.base import Encoder
     from mlpm_guard.model import Model
     from mlpm_guard.prototypes.classifier import PrototypeClassifier
 
@@ -23,6 +24,7 @@ def save(
     classifier: PrototypeClassifier | None,
     settings: Mapping[str, Any],
     *,
+    encoder: Encoder,
     statistics: bool,
     notes: Mapping[str, Any] | None,
 ) -> bundles.Bundle:
@@ -33,6 +35,7 @@ def save(
         model: what the guard judges with.
         classifier: where it was learned; None for one that was loaded without its statistics, or is saved without them.
         settings: fields of the manifest that are the guard's options.
+        encoder: what the guard is bound to. Its adapter goes beside the guard, unless it ships with the library.
         statistics: include the classifier's statistics.
         notes: JSON values; None keeps those of the bundle that the guard comes from.
 
@@ -63,6 +66,7 @@ def save(
     manifest = bundles.Manifest.model_validate(
         {
             **settings,
+            "encoder": encoder.identity.model_dump(),
             "classifier": shape.model_dump(),
             "examples": dict(counts),
             "categories": [{"fitted": fitted, "names": names} for fitted, names in model.categories.layout()],
@@ -71,7 +75,25 @@ def save(
             "notes": kept if notes is None else dict(notes),
         }
     )
-    return bundles.save(path, manifest, model.scorer, model.novelty, model.categories, tensors)
+    return bundles.save(path, manifest, model.scorer, model.novelty, model.categories, tensors, _adapter(path, encoder))
+
+
+def _adapter(path: str | Path, encoder: Encoder) -> bytes | None:
+    """Content of the file of the encoder's adapter; None without one, and where it need not be saved or is not known."""
+    wanted = encoder.identity.adapter
+    if wanted is None:
+        return None
+    from mlpm_guard.encoders.adapter import content_of
+    from mlpm_guard.encoders.embedded import ADAPTER_SHA256
+    from mlpm_guard.encoders.transformer import TransformerEncoder
+
+    if wanted == ADAPTER_SHA256 or not isinstance(encoder, TransformerEncoder) or encoder.adapter_file is None:
+        return None
+    try:
+        content, _ = content_of(encoder.adapter_file, wanted)
+    except EncoderError as error:
+        raise BundleSaveError(f"cannot save to {path}: {error}", path) from error
+    return content
 
 
 def lineage(model: Model, settings: Mapping[str, Any]) -> tuple[Ancestor, ...]:

@@ -53,7 +53,7 @@ WALLS = {
         "explaining",
         "explanation",
     },
-    "saving": {"errors", "bundle", "lineage", "rules"},
+    "saving": {"errors", "bundle", "encoders", "lineage", "rules"},
     "training": {
         "errors",
         "verdict",

@@ -1,21 +1,23 @@
-"""Low-rank adapters of an encoder's linear maps: W becomes W + B A, with B (out, rank) and A (rank, in).
+"""Training low-rank adapters of an encoder's linear maps: W becomes W + B A, with B (out, rank) and A (rank, in).
 
-Attached for training, taken out as a handful of small tensors, and merged into the weights of another copy of the model,
-which is then as fast as before. Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685.
+Attached for training, taken out as a handful of small tensors, and saved as a file that `mlpm_guard/encoders/adapter.py` reads
+and merges. Nothing that runs in a guard imports this. Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models",
+arXiv 2106.09685.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from mlpm_guard.errors import ConfigurationError, DataError
-
-DOWN, UP = "down", "up"
+from mlpm_guard.encoders import adapter as adapters
+from mlpm_guard.encoders.base import EncoderIdentity
+from mlpm_guard.errors import ConfigurationError
 
 
 class LowRank(nn.Module):
@@ -50,7 +52,7 @@ def attach(model: nn.Module, names: tuple[str, ...], rank: int) -> list[nn.Param
     """Freeze a model and give it trainable low-rank additions.
 
     Args:
-        model: is changed.
+        model: is changed. What is to be saved belongs to the model without its head, such as `AutoModel` gives.
         names: ends of the names of linear maps.
         rank: of every addition.
 
@@ -81,30 +83,37 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
         if not isinstance(module, LowRank):
             continue
         place = name.removesuffix(".parametrizations.weight.0")
-        found[f"{place}.{DOWN}"] = module.down.detach().half().contiguous()
-        found[f"{place}.{UP}"] = (module.scale * module.up.detach()).half().contiguous()
+        found[f"{place}.{adapters.DOWN}"] = module.down.detach().half().contiguous()
+        found[f"{place}.{adapters.UP}"] = (module.scale * module.up.detach()).half().contiguous()
     return found
 
 
-def merge(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Add saved additions to the weights of a model, in single precision.
+def save(path: str | Path, tensors: Mapping[str, Tensor], base: EncoderIdentity) -> adapters.Adapter:
+    """Write an adapter file and read it again.
+
+    Args:
+        path: of the file; one that is there is replaced.
+        tensors: from `tensors_of`.
+        base: identity of the encoder that was adapted, without an adapter.
+
+    Returns:
+        The adapter as it was read; its `sha256` is what a bundle is bound to.
 
     Raises:
-        DataError: a tensor belongs to no linear map of the model, has no partner or does not fit. Nothing is changed then.
+        ConfigurationError: the encoder has an adapter already. A file adds to the model itself.
+        AdapterError: the tensors cannot be merged into anything; the message says why.
     """
-    modules = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    places = {name.rsplit(".", 1)[0] for name in tensors}
-    changes: list[tuple[nn.Linear, Tensor]] = []
-    for place in sorted(places):
-        down, up = tensors.get(f"{place}.{DOWN}"), tensors.get(f"{place}.{UP}")
-        if down is None or up is None:
-            raise DataError(f"the adapter has only one of the two tensors of {place}")
-        if place not in modules:
-            raise DataError(f"the adapter changes {place}, which the model does not have")
-        weight = modules[place].weight
-        if (up.shape[0], down.shape[-1]) != tuple(weight.shape) or up.shape[-1] != down.shape[0]:
-            raise DataError(f"the adapter's tensors {tuple(up.shape)} and {tuple(down.shape)} do not fit {place}")
-        changes.append((modules[place], up.float() @ down.float()))
-    with torch.no_grad():
-        for module, change in changes:
-            module.weight += change.to(module.weight.device, module.weight.dtype)
+    from safetensors.torch import save_file
+
+    if base.adapter is not None:
+        raise ConfigurationError("base: the encoder without an adapter, EmbeddedEncoder(adapter=None).identity for instance")
+    pairs = adapters.paired(tensors)
+    info = adapters.AdapterInfo(
+        base=base.model or base.architecture,
+        base_weights=base.weights,
+        base_dtype=base.dtype,
+        rank=next(iter(pairs.values()))[0].shape[1],
+    )
+    metadata = {name: str(value) for name, value in info.model_dump().items()}
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
+    return adapters.read(Path(path))

@@ -29,6 +29,14 @@ def fit(
     encoder: Annotated[
         str, typer.Option("--encoder", help='"embedded", or a Hugging Face model\'s name or folder.')
     ] = "embedded",
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--adapter",
+            help='Low-rank adapter to merge into the encoder: "default" (the embedded encoder\'s own, taken unless you say '
+            'otherwise), "none", or a file.',
+        ),
+    ] = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     category_column: CategoryColumn = None,
@@ -53,7 +61,7 @@ def fit(
         fail("--category-column and --no-categories contradict each other")
     data = opening.labelled_files(files, text_column, label_column, category_column)
     opening.check_writable(out)
-    guard = Guard(opening.load_encoder(encoder), target=target.value, threshold=threshold)
+    guard = Guard(opening.load_encoder(encoder, adapter), target=target.value, threshold=threshold)
     rows = Rows(data, guard.target)
     rows.check(categories=categories)
     with progress("fitting", data) as advance:

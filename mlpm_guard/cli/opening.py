@@ -26,15 +26,30 @@ def load_guard(bundle: str, threshold: float | None = None) -> Guard:
     return Guard.from_pretrained(bundle, threshold=threshold)
 
 
-def load_encoder(name: str) -> Encoder:
-    """The embedded encoder, or a Hugging Face model by its name or folder."""
-    if name == "embedded":
-        from mlpm_guard.encoders.embedded import EmbeddedEncoder
+def load_encoder(name: str, adapter: str | None = None) -> Encoder:
+    """The embedded encoder, or a Hugging Face model by its name or folder.
 
-        return EmbeddedEncoder()
+    Args:
+        name: "embedded", or the model.
+        adapter: "none", "default" (the embedded encoder's), or a file; None takes what suits the encoder.
+
+    Raises:
+        ConfigurationError: there is no such adapter.
+    """
+    if adapter == "default" and name != "embedded":
+        raise ConfigurationError(
+            "--adapter default: the adapter of the embedded encoder; for another model give a file, or none (./default for a "
+            "file of that name)"
+        )
+    if adapter not in (None, "none", "default") and not Path(adapter).expanduser().is_file():
+        raise ConfigurationError(f"--adapter {adapter}: no such file; give an adapter's safetensors file, default, or none")
+    if name == "embedded":
+        from mlpm_guard.encoders.embedded import DEFAULT, EmbeddedEncoder
+
+        return EmbeddedEncoder(adapter=None if adapter == "none" else adapter or DEFAULT)
     from mlpm_guard.encoders.transformer import TransformerEncoder
 
-    return TransformerEncoder(name)
+    return TransformerEncoder(name, adapter=None if adapter == "none" else adapter)
 
 
 def labelled_files(

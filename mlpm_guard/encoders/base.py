@@ -26,14 +26,15 @@ class EncoderIdentity(BaseModel):
         model: hub name or path that the weights came from; None for a model that was passed in already loaded.
         revision: hub revision, or None.
         architecture: class name of the base model.
-        weights: SHA-256 over names, shapes, types and values of the weights (large tensors are sampled evenly).
+        weights: SHA-256 over names, shapes, types and values of the weights, without an adapter (large tensors are sampled
+            evenly).
         tokenizer: SHA-256 over vocabulary, special tokens and the tokens of fixed probe sentences.
         chat_template: SHA-256 of the chat template, or the name of the plain format that stands in for it.
         pooling: "last", "mean", "cls" or "mean+cls".
         layers: Hugging Face `hidden_states` indices that can be asked for.
         dim: numbers per layer state.
         dtype: type the model computes in.
-        adapter: SHA-256 of a low-rank adapter merged into the weights, or None.
+        adapter: SHA-256 of the file of a low-rank adapter that is merged into the weights, or None.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

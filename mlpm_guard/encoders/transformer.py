@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mlpm_guard.conversation import Conversation, ConversationLike
+from mlpm_guard.encoders import adapter as adapters
 from mlpm_guard.encoders.base import EncoderIdentity, States
 from mlpm_guard.encoders.blocks import POOLS, GenerationCapture, Probe, find_core
 from mlpm_guard.encoders.tokens import PromptTokenizer, context_length
@@ -41,6 +42,13 @@ _MAX_ROWS = 256
 _BATCH_TOKENS = {"cpu": 1024}
 
 
+class _Merged(NamedTuple):
+    """An adapter that was merged: the hash of the weights before, and that of its file."""
+
+    base_weights: str
+    adapter: str
+
+
 class _Loaded:
     """A model and tokenizer ready to run."""
 
@@ -51,6 +59,7 @@ class _Loaded:
         pooling: Pooling,
         source: str,
         max_tokens: int | None,
+        merged: _Merged | None = None,
     ) -> None:
         config: Any = getattr(model, "config", None)
         if config is None:
@@ -69,6 +78,7 @@ class _Loaded:
         if max_tokens is not None and limit is not None and max_tokens > limit:
             raise ConfigurationError(f"max_tokens={max_tokens} is more than the {limit} tokens that {source} can read")
         self.max_tokens = max_tokens if max_tokens is not None else limit
+        self.merged = merged
         self.process = os.getpid()
         # Moving a model moves its parameters in place, so this one always tells where it is.
         self.parameter: Tensor = next(self.core.parameters())
@@ -94,6 +104,7 @@ class TransformerEncoder:
     Args:
         model: hub name, local path, or a loaded model (shared, not copied).
         tokenizer: for a loaded model, its tokenizer; otherwise optional, taken from the same place as the model.
+        adapter: file of a low-rank adapter to merge into the weights when they load, or None. Not for a loaded model.
         pooling: "last", "mean", "cls", "mean+cls"; "auto" takes "last" for causal models and "mean+cls" for encoders.
         layers: "all", or the `hidden_states` indices to read (1..L; negative ones count from the last).
         max_tokens: longest conversation in tokens. A longer one raises, it is never truncated. None takes the model's own
@@ -116,6 +127,7 @@ class TransformerEncoder:
         model: str | Path | PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
+        adapter: str | Path | None = None,
         pooling: Pooling = "auto",
         layers: Literal["all"] | Sequence[int] = "all",
         max_tokens: int | None = None,
@@ -141,10 +153,18 @@ class TransformerEncoder:
             raise ConfigurationError(f"model is {type(model).__name__}: pass a hub name, a path or a loaded Hugging Face model")
         if loaded and tokenizer is None:
             raise ConfigurationError("a loaded model needs its tokenizer: TransformerEncoder(model, tokenizer)")
+        if not (adapter is None or isinstance(adapter, (str, Path))):
+            raise ConfigurationError(f"adapter is {type(adapter).__name__}: the path of a safetensors file, or None")
+        if loaded and adapter is not None:
+            raise ConfigurationError(
+                "adapter: only for a model that is given by name or path, because merging changes the weights; give one of "
+                "those, or merge it into the loaded model yourself"
+            )
         if loaded and (dtype_name != "auto" or str(device) != "auto"):
             raise ConfigurationError("a loaded model keeps its device and dtype; move it yourself and leave both on 'auto'")
         self.model = model
         self.tokenizer = tokenizer
+        self.adapter = adapter
         self.pooling = pooling
         self.max_tokens = max_tokens
         self.device = device
@@ -154,13 +174,15 @@ class TransformerEncoder:
         self.trust_remote_code = trust_remote_code
         self._layers = layers if layers == "all" else tuple(layers)
         self._window = window
+        self._adapter_sha256: str | None = None
         self._lock = threading.Lock()
         self._state: _Loaded | None = None
         self._identity: EncoderIdentity | None = None
 
     def __repr__(self) -> str:
         name = self.model if isinstance(self.model, (str, Path)) else type(self.model).__name__
-        return f"{type(self).__name__}({str(name)!r}, pooling={self.pooling!r}, layers={self._layers!r})"
+        adapter = "" if self.adapter is None else f", adapter={str(self.adapter)!r}"
+        return f"{type(self).__name__}({str(name)!r}{adapter}, pooling={self.pooling!r}, layers={self._layers!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         if not isinstance(self.model, (str, Path)):
@@ -181,6 +203,8 @@ class TransformerEncoder:
 
         Raises:
             EncoderLoadError: they cannot be found or read.
+            WeightsMismatchError: a file is not the one that is pinned, or not the one that was loaded before.
+            AdapterError: the adapter is damaged, or belongs to another model.
             UnsupportedArchitectureError: the model's blocks cannot be hooked.
             ConfigurationError: an option does not fit the model.
         """
@@ -210,6 +234,11 @@ class TransformerEncoder:
         return self._ready().prompts.reads_roles
 
     @property
+    def adapter_file(self) -> Path | None:
+        """The file of the adapter; None without one. Loads nothing."""
+        return None if self.adapter is None else Path(self.adapter).expanduser()
+
+    @property
     def identity(self) -> EncoderIdentity:
         """What the states depend on. Loads the model."""
         state = self._ready()
@@ -218,13 +247,14 @@ class TransformerEncoder:
                 model=str(self.model) if isinstance(self.model, (str, Path)) else None,
                 revision=self.revision,
                 architecture=type(state.core).__name__,
-                weights=_fingerprint(state.core),
+                weights=_fingerprint(state.core) if state.merged is None else state.merged.base_weights,
                 tokenizer=state.prompts.vocabulary_hash(),
                 chat_template=state.prompts.template_hash(),
                 pooling=state.pooling,
                 layers=self.layers,
                 dim=state.dim,
                 dtype=str(state.parameter.dtype).removeprefix("torch."),
+                adapter=None if state.merged is None else state.merged.adapter,
             )
         return self._identity
 
@@ -355,13 +385,17 @@ class TransformerEncoder:
         return state
 
     def _load(self) -> _Loaded:
+        merged = None
+        model: nn.Module
         if isinstance(self.model, (str, Path)):
-            model, tokenizer = self._from_pretrained(self.model)
+            loaded, tokenizer = self._from_pretrained(self.model)
+            merged = self._merge_adapter(loaded)
+            model = self._placed(loaded)
             source = str(self.model)
         else:
             assert self.tokenizer is not None
             model, tokenizer, source = self.model, self.tokenizer, type(self.model).__name__
-        state = _Loaded(model, tokenizer, self.pooling, source, self.max_tokens)
+        state = _Loaded(model, tokenizer, self.pooling, source, self.max_tokens, merged)
         self._resolve(state.depth)
         return state
 
@@ -384,14 +418,31 @@ class TransformerEncoder:
                     f"cannot load {name} ({type(error).__name__}: {first_line}). Check the name or path; without a network, "
                     "download the model beforehand and pass its folder."
                 ) from error
+        return model.eval(), tokenizer
+
+    def _expected_adapter(self) -> str | None:
+        """SHA-256 that the adapter's file must have; None takes any. A copy takes the file that the original loaded."""
+        return self._adapter_sha256
+
+    def _merge_adapter(self, model: PreTrainedModel) -> _Merged | None:
+        file = self.adapter_file
+        if file is None:
+            return None
+        adapter = adapters.read(file, self._expected_adapter())
+        core = find_core(model)
+        base_weights = _fingerprint(core)
+        adapter.merge_into(core, base_weights, str(next(core.parameters()).dtype).removeprefix("torch."))
+        self._adapter_sha256 = adapter.sha256
+        return _Merged(base_weights, adapter.sha256)
+
+    def _placed(self, model: nn.Module) -> nn.Module:
         device = self.device
         if str(device) == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            model = model.to(device)
+            return model.to(device)
         except (RuntimeError, AssertionError) as error:
-            raise EncoderLoadError(f"cannot move {name} to device {device} ({type(error).__name__})") from error
-        return model.eval(), tokenizer
+            raise EncoderLoadError(f"cannot move {self.model} to device {device} ({type(error).__name__})") from error
 
 
 def _is_causal(config: Any, source: str, pooling: Pooling) -> bool:

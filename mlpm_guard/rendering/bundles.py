@@ -32,6 +32,7 @@ def bundle_report(bundle: Bundle) -> RenderableType:
         ("encoder", model),
         ("architecture", f"{encoder.architecture}, {encoder.pooling} pooling, {encoder.dim} numbers, {encoder.dtype}"),
         ("weights", encoder.weights),
+        *([("adapter", encoder.adapter)] if encoder.adapter else []),
         ("layers used", used_layers(bundle)),
         ("window", f"{manifest.window} tokens, fragment margin {manifest.fragment_margin:g}"),
         ("examples", ", ".join(f"{count} {label}" for label, count in sorted(manifest.examples.items()))),

@@ -2,10 +2,13 @@ import copy
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
-from mlpm_guard.bundles.low_rank import attach, linear_maps, merge, tensors_of
-from mlpm_guard.errors import ConfigurationError, DataError
+from mlpm_guard.bundles.low_rank import attach, linear_maps, save, tensors_of
+from mlpm_guard.encoders.adapter import merge, paired, read
+from mlpm_guard.encoders.base import EncoderIdentity
+from mlpm_guard.errors import AdapterError, ConfigurationError
 
 
 class Block(nn.Module):
@@ -27,6 +30,11 @@ def model():
 @pytest.fixture
 def inputs():
     return torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+
+
+def identity(**changes):
+    known = {"model": "mine", "architecture": "Block", "weights": "0" * 64, "tokenizer": "", "chat_template": ""}
+    return EncoderIdentity(**{**known, "pooling": "mean", "layers": (1,), "dim": 8, "dtype": "float32", **changes})
 
 
 def trained(model, inputs, rank=2):
@@ -53,41 +61,48 @@ def test_only_the_additions_learn_and_only_the_named_maps_have_them(model):
     assert [name for name, _ in linear_maps(model, ("query",))] == ["0.query", "2.query"]
 
 
-def test_merged_tensors_give_the_trained_models_answers(model, inputs):
+def test_a_saved_adapter_is_what_was_trained(model, inputs, tmp_path):
     adapted = trained(model, inputs)
     assert (adapted(inputs) - model(inputs)).abs().max() > 0.01
     tensors = tensors_of(adapted)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
-    merge(model, tensors)
+    saved = save(tmp_path / "a.safetensors", tensors, identity())
+    again = read(tmp_path / "a.safetensors", saved.sha256)
+    assert (again.info.base, again.info.base_weights, again.info.rank) == ("mine", "0" * 64, 2)
+    merge(model, again.pairs)
     torch.testing.assert_close(model(inputs), adapted(inputs), atol=2e-3, rtol=2e-3)
+
+
+def test_a_saved_adapter_says_what_it_is_in_its_metadata(model, inputs, tmp_path):
+    save(tmp_path / "a.safetensors", tensors_of(trained(model, inputs)), identity(model=None))
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata == {
+        "format": "mlpm-guard-adapter",
+        "schema_version": "1",
+        "base": "Block",
+        "base_weights": "0" * 64,
+        "base_dtype": "float32",
+        "rank": "2",
+    }
+
+
+def test_an_adapter_of_an_adapted_encoder_is_not_saved(model, inputs, tmp_path):
+    tensors = tensors_of(trained(model, inputs))
+    with pytest.raises(ConfigurationError, match="without an adapter"):
+        save(tmp_path / "a.safetensors", tensors, identity(adapter="1" * 64))
+    with pytest.raises(AdapterError, match="holds no tensors"):
+        save(tmp_path / "a.safetensors", tensors_of(model), identity())
+    tensors["0.query.up"] = tensors["0.query.up"] * torch.inf
+    with pytest.raises(AdapterError, match=r"NaN or infinity in 0\.query\.up"):
+        save(tmp_path / "a.safetensors", tensors, identity())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_merging_adds_no_module_and_no_parameter(model, inputs):
     before = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    merge(model, tensors_of(trained(model, inputs)))
+    merge(model, paired(tensors_of(trained(model, inputs))))
     assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == before
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda tensors: tensors.pop("2.dense.up"), "only one of the two tensors of 2.dense"),
-        (
-            lambda tensors: tensors.update({"9.dense.up": tensors["2.dense.up"], "9.dense.down": tensors["2.dense.down"]}),
-            "9.dense",
-        ),
-        (lambda tensors: tensors.update({"2.dense.up": torch.zeros(3, 2)}), "do not fit 2.dense"),
-        (lambda tensors: tensors.update({"2.dense.up": torch.zeros(12, 5)}), "do not fit 2.dense"),
-    ],
-    ids=["no partner", "unknown map", "other size", "other rank"],
-)
-def test_tensors_that_do_not_belong_to_the_model_are_refused_and_nothing_changes(model, inputs, change, message):
-    tensors = tensors_of(trained(model, inputs))
-    change(tensors)
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(DataError, match=message):
-        merge(model, tensors)
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_bad_options_are_refused(model):

@@ -13,7 +13,7 @@ def bundle(tmp_path, monkeypatch):
     """A saved guard of a mock encoder, which is what the commands then load bundles with."""
     data = prompts(60)
     fitted = Guard(MockEncoder()).fit([row["text"] for row in data], [row["label"] for row in data], progress=False)
-    monkeypatch.setattr(opening, "load_encoder", lambda name: MockEncoder())
+    monkeypatch.setattr(opening, "load_encoder", lambda name, adapter=None: MockEncoder())
     monkeypatch.setattr(
         opening,
         "load_guard",
