@@ -107,7 +107,6 @@ class Calibration(BaseModel):
     threshold: float = Field(ge=0.0, le=1.0)
     benign: int = Field(ge=0)
     unsafe: int = Field(ge=0)
-    repeated: int = Field(default=0, ge=0)
     flagged: int = Field(ge=0)
     max_fpr: float | None = None
     confidence: float | None = None
@@ -231,11 +230,11 @@ class Bundle:
             "dtype": identity.dtype,
             "device": device,
         }
+        adapter = self._adapter()
         if (identity.model, identity.revision) == (MODEL, REVISION):
             return EmbeddedEncoder(adapter=DEFAULT if adapter and adapter == shipped_adapter() else adapter, **options)
         if identity.model is None:
             raise BundleMismatchError(
-        adapter = self._adapter()
                 f"the guard {self.bundle_id} was fitted on a model that was passed in loaded ({identity.architecture}); pass "
                 "it again: Guard.from_pretrained(path, encoder=TransformerEncoder(model, tokenizer))",
                 self.path,
@@ -294,14 +293,14 @@ def load(name_or_path: str | Path) -> Bundle:
     tensors = _read_tensors(path, PROTOTYPES, manifest)
     if STATISTICS in manifest.files:
         _check_file(path, STATISTICS, manifest)
-    categories = _categories(tensors, manifest, path)
-    scorer, novelty = _scorer(tensors, manifest, path), _novelty(tensors, manifest, path)
-    if not set(categories.positions.tolist()) <= set(scorer.positions.tolist()):
-        raise BundleCorruptError(f"{path / PROTOTYPES}: categories read layers that the guard does not", path)
     if ADAPTER in manifest.files:
         _check_file(path, ADAPTER, manifest)
         if manifest.files[ADAPTER].sha256 != manifest.encoder.adapter:
             raise BundleCorruptError(f"{path / ADAPTER} is not the adapter of the encoder in {MANIFEST}", path)
+    categories = _categories(tensors, manifest, path)
+    scorer, novelty = _scorer(tensors, manifest, path), _novelty(tensors, manifest, path)
+    if not set(categories.positions.tolist()) <= set(scorer.positions.tolist()):
+        raise BundleCorruptError(f"{path / PROTOTYPES}: categories read layers that the guard does not", path)
     return Bundle(path, manifest, scorer, novelty, categories, f"{name}-{hashlib.sha256(raw).hexdigest()[:12]}")
 
 
@@ -312,11 +311,11 @@ def save(
     novelty: Novelty | None,
     categories: Categories,
     statistics: Tensors | None,
+    adapter: bytes | None = None,
 ) -> Bundle:
     """Write a bundle. Either all of it is there afterwards or nothing has changed.
 
     An existing bundle at the path is replaced; other files in its folder (a README, say) are kept.
-    adapter: bytes | None = None,
 
     Raises:
         BundleSaveError: it cannot be written there, or the path holds something that is not a bundle.
@@ -345,12 +344,12 @@ def save(
         entries = {PROTOTYPES: _write_tensors(temporary / PROTOTYPES, prototypes)}
         if statistics is not None:
             entries[STATISTICS] = _write_tensors(temporary / STATISTICS, statistics)
+        if adapter is not None:
+            entries[ADAPTER] = _write_bytes(temporary / ADAPTER, adapter)
         manifest = manifest.model_copy(update={"files": entries})
         _write_bytes(temporary / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
         _swap(temporary, target)
     except OSError as error:
-        if adapter is not None:
-            entries[ADAPTER] = _write_bytes(temporary / ADAPTER, adapter)
         raise BundleSaveError(
             f"cannot save to {target} ({error.strerror or type(error).__name__}); what was there before is untouched",
             target,
