@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mlpm_guard.encoders.embedded import ADAPTER_SHA256
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -33,6 +35,11 @@ def test_the_wheel_holds_the_package_its_types_and_the_default_bundles_and_nothi
     assert bundles | {"mlpm_guard/py.typed", "mlpm_guard/cli/__init__.py", "mlpm_guard/testing.py"} <= names
     packages = {"mlpm_guard", "langchain_mlpm_guard", "llama_index_mlpm_guard", "mlpm_guard-0.1.0.dist-info"}
     assert {name.split("/")[0] for name in names} == packages
+
+
+def test_the_wheel_holds_the_adapter_where_one_ships(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert ("mlpm_guard/bundles/adapter/adapter.safetensors" in names) == (ADAPTER_SHA256 is not None)
 
 
 def test_the_installed_wheel_judges_with_the_default_guard_from_any_folder(wheel: Path, tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mlpm_guard.encoders import embedded
-from mlpm_guard.encoders.embedded import EmbeddedEncoder, embedded_folder, verify_weights
+from mlpm_guard.encoders.adapter import read
+from mlpm_guard.encoders.embedded import EmbeddedEncoder, embedded_folder, shipped_adapter, verify_weights
 from mlpm_guard.encoders.transformer import TransformerEncoder
 from mlpm_guard.errors import EncoderLoadError, WeightsMismatchError
 
@@ -46,9 +48,37 @@ def test_the_embedded_encoder_reads_mean_and_first_token_of_six_layers(encoder: 
 
 @needs_weights
 def test_the_embedded_encoder_gives_what_its_folder_gives(encoder: EmbeddedEncoder) -> None:
-    from_folder = TransformerEncoder(embedded_folder(), device="cpu")
+    from_folder = TransformerEncoder(embedded_folder(), adapter=shipped_adapter(), device="cpu")
     assert np.array_equal(from_folder.encode(TEXTS), encoder.encode(TEXTS))
     assert encoder.identity.differences(from_folder.identity) == []
+
+
+@needs_weights
+def test_without_an_adapter_the_embedded_encoder_has_the_weights_as_they_were_published() -> None:
+    frozen = EmbeddedEncoder(adapter=None, device="cpu")
+    published = TransformerEncoder(embedded_folder(), device="cpu")
+    assert np.array_equal(frozen.encode(TEXTS), published.encode(TEXTS))
+    assert frozen.identity.differences(published.identity) == []
+    assert frozen.identity.adapter is None
+
+
+def test_an_adapter_ships_exactly_where_its_hash_is_pinned() -> None:
+    assert embedded.ADAPTER.is_file() == (embedded.ADAPTER_SHA256 is not None)
+    assert shipped_adapter() == (embedded.ADAPTER if embedded.ADAPTER_SHA256 else None)
+    assert EmbeddedEncoder().adapter_file == shipped_adapter()
+    assert EmbeddedEncoder(adapter=None).adapter_file is None
+    assert EmbeddedEncoder(adapter="./default").adapter_file == Path("default")
+
+
+@needs_weights
+@pytest.mark.skipif(embedded.ADAPTER_SHA256 is None, reason="no adapter ships with this version")
+def test_the_adapter_that_ships_is_small_and_was_trained_on_the_published_weights(encoder: EmbeddedEncoder) -> None:
+    assert embedded.ADAPTER.stat().st_size <= 3_000_000
+    adapter = read(embedded.ADAPTER, embedded.ADAPTER_SHA256)
+    assert {part.dtype for pair in adapter.pairs.values() for part in pair} == {torch.float16}
+    published = EmbeddedEncoder(adapter=None, device="cpu").identity
+    assert (adapter.info.base, adapter.info.base_weights) == (embedded.MODEL, published.weights)
+    assert encoder.identity == published.model_copy(update={"adapter": embedded.ADAPTER_SHA256})
 
 
 @needs_weights
