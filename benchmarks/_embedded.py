@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,12 +47,13 @@ def load() -> Pair:
     """The pair. The guard is `default`, which reads every layer: no forward pass ends early and flatters it."""
     logging.disable_progress_bar()
     folder = str(embedded_folder())
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder).eval()
-    weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    bare = copy.deepcopy(model, weights)  # other modules without hooks, the same tensors
-    encoder = TransformerEncoder(model, tokenizer, batch_tokens=BATCH_TOKENS).load()
-    return Pair(Guard.from_pretrained(encoder=encoder), encoder, bare, copy.deepcopy(tokenizer))
+    guard = Guard.from_pretrained(device="cpu").load()
+    encoder = guard.encoder
+    assert isinstance(encoder, TransformerEncoder)
+    bare = AutoModel.from_pretrained(folder).eval()
+    # Other modules without hooks, the same tensors, with whatever adapter was merged into them.
+    bare.load_state_dict(encoder._ready().core.state_dict(), assign=True)
+    return Pair(guard, encoder, bare, AutoTokenizer.from_pretrained(folder))
 
 
 def _mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
