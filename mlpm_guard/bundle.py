@@ -16,11 +16,11 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
 
 from mlpm_guard import __version__
 from mlpm_guard.category_policy import CategoryPolicy
@@ -92,6 +92,7 @@ class Calibration(BaseModel):
     Attributes:
         threshold: the threshold that was set.
         benign: benign prompts it was set on.
+        repeated: how many of those repeat another one, but for blanks, case and Unicode forms.
         unsafe: unsafe prompts among the calibration prompts.
         flagged: how many of the benign ones it flags.
         max_fpr: promised false-positive rate, or None.
@@ -106,6 +107,7 @@ class Calibration(BaseModel):
 
     threshold: float = Field(ge=0.0, le=1.0)
     benign: int = Field(ge=0)
+    repeated: int = Field(default=0, ge=0)
     unsafe: int = Field(ge=0)
     flagged: int = Field(ge=0)
     max_fpr: float | None = None
@@ -148,6 +150,8 @@ class Manifest(BaseModel):
         review: which verdicts are reviewed although they are not flagged.
         categories: the categories it knows, block by block.
         policy: what is done about them, by name.
+        log_odds_map: scale and offset, in nats, by which calibrations have mapped the log-odds since the fit; it stays where
+            learning has ended the calibration.
         lineage: bundles that this one was made from, the oldest first.
         notes: whatever the author wants to keep beside it (sources, licence, figures). Never prompts.
     """
@@ -166,6 +170,7 @@ class Manifest(BaseModel):
     examples: dict[Literal["safe", "unsafe"], int]
     files: dict[str, FileEntry] = Field(default_factory=dict)
     calibration: Calibration | None = None
+    log_odds_map: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], FiniteFloat] = (1.0, 0.0)
     rules: SavedRules | None = None
     review: Review | None = None
     categories: list[SavedBlock] = Field(default_factory=list)

@@ -236,6 +236,8 @@ class Checker:
     def threshold(self, value: float) -> None:
         if not (is_number(value) and 0.0 <= value <= 1.0):
             raise ConfigurationError(f"threshold={value!r}: a probability from 0 to 1")
+        if value != self.__dict__.get("_threshold"):
+            self._set_by_hand = True
         self._threshold = float(value)
 
     @property

@@ -5,6 +5,7 @@ Results hold scores, labels and positions, never text.
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -14,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from mlpm_guard.conversation import ConversationLike
-from mlpm_guard.errors import ConfigurationError, DataError
+from mlpm_guard.contradictions import LabelsSeen
+from mlpm_guard.conversation import Conversation, ConversationLike
+from mlpm_guard.errors import ConfigurationError, ContradictoryLabelsError, DataError, InputError
 from mlpm_guard.evaluation.intervals import NAMES, percentile, replicates
 from mlpm_guard.evaluation.metrics import NOT_JUDGED, Metrics, Name, compute
-from mlpm_guard.verdict import Action, RuleMatch, Verdict
+from mlpm_guard.verdict import Action, RuleMatch, Target, Verdict
 
 if TYPE_CHECKING:
     from mlpm_guard.guard import Guard
@@ -178,6 +180,7 @@ def compare(guard: Guard, other: Guard, rows: Iterable[Row]) -> Diff:
     Raises:
         ConfigurationError: the guards judge different things, or `other` is no guard.
         DataError: there are no prompts, or only some have a label.
+        ContradictoryLabelsError: a prompt is there with both labels.
         MlpmGuardError: a guard itself cannot be used; see `Guard.check_batch`.
     """
     from mlpm_guard.guard import Guard
@@ -191,7 +194,7 @@ def compare(guard: Guard, other: Guard, rows: Iterable[Row]) -> Diff:
     columns = _Column(), _Column()
     labels = array("b")
     flips: list[Flip] = []
-    source = iter(rows)
+    source = _consistent(rows, guard.target)
     count = 0
     while chunk := list(islice(source, _CHUNK)):
         prompts = [row.conversation for row in chunk]
@@ -222,6 +225,28 @@ def compare(guard: Guard, other: Guard, rows: Iterable[Row]) -> Diff:
     first, second = (column.side(each, unsafe) for column, each in zip(columns, (guard, other), strict=True))
     changes = {} if unsafe is None else _changes(unsafe, first, second, columns)
     return Diff(prompts=count, before=first, after=second, flips=tuple(flips), changes=changes)
+
+
+def _consistent(rows: Iterable[Row], target: Target) -> Iterator[Row]:
+    """The same rows. What is no conversation is left for the guards to judge.
+
+    Raises:
+        ContradictoryLabelsError: a prompt is there with both labels.
+    """
+    from mlpm_guard.prototypes.classifier import content_keys
+
+    seen = LabelsSeen()
+    for number, row in enumerate(rows):
+        if row.label is not None:
+            with contextlib.suppress(InputError):
+                (key,) = content_keys([Conversation.parse(row.conversation, target=target).key()]).tolist()
+                earlier = seen.add(key, number, row.label)
+                if earlier is not None:
+                    raise ContradictoryLabelsError(
+                        f"row {number}: the same prompt as row {earlier}, with the other label; remove one of the two",
+                        (earlier, number),
+                    )
+        yield row
 
 
 class _Column:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -16,10 +16,11 @@ from mlpm_guard.checking import Checker
 from mlpm_guard.conversation import ConversationLike
 from mlpm_guard.encoders.base import Encoder
 from mlpm_guard.errors import BundleError, CategoryError, DataError
+from mlpm_guard.fitting import Counted, classifier_of, refitted, relearned, unmapped
 from mlpm_guard.lineage import Change
 from mlpm_guard.model import Model
 from mlpm_guard.policy import OnError
-from mlpm_guard.prototypes.categories import Categories, deeper_half, require_name, with_added
+from mlpm_guard.prototypes.categories import Categories, deeper_half, require_name, same_name, with_added
 from mlpm_guard.rules import Rules
 from mlpm_guard.verdict import Mode
 
@@ -124,8 +125,15 @@ class Guard(Checker):
             policy=bundle.category_policy() if policy is None else policy,
         )
         guard._model = Model(
-            bundle.scorer, bundle.novelty, bundle, manifest.calibration, parent=bundle, categories=bundle.categories
+            bundle.scorer,
+            bundle.novelty,
+            bundle,
+            manifest.calibration,
+            parent=bundle,
+            categories=bundle.categories,
+            log_odds_map=manifest.log_odds_map,
         )
+        guard._set_by_hand = guard.threshold != manifest.threshold
         if policy is not None:
             guard.category_policy = policy
         guard._checked = False
@@ -162,6 +170,7 @@ class Guard(Checker):
                 "rules": None if self.rules is None else self.rules.saved().model_dump(exclude_defaults=True),
                 "review": self.review,
                 "policy": {name: asdict(each) for name, each in sorted(self._category_policy.items())},
+                "log_odds_map": model.log_odds_map,
             }
             saved = saving.save(path, model, classifier, settings, encoder=self._encoder, statistics=statistics, notes=notes)
             self._model = model._replace(bundle=saved, parent=saved, changes=(), saved=True)
@@ -222,7 +231,9 @@ class Guard(Checker):
             labels: as many labels.
             categories: as many categories, or None; see `fit`. Categories that were added from examples stay what they are.
             keep_layers: leave the way in which layers are put together as it is. By default that is fitted anew, on the bounded
-                sample of prompts that a guard keeps, which moves all scores a little. For a few corrections, keep it.
+                sample of prompts that a guard keeps, which moves all scores a little. A saved guard keeps a smaller sample than
+                it was fitted on: once loaded, it moves by what the new prompts change of a fit on that. For a few corrections,
+                keep it.
             progress: show a progress bar; None shows one in a terminal.
 
         Raises:
@@ -236,10 +247,7 @@ class Guard(Checker):
             classifier = self._copy_of_trainable()
             added = self._known().categories.added_names
             learned = self._learn(classifier, prompts, labels, categories, progress, added)
-            if keep_layers:
-                classifier.move(self._fitted(), self._trainable().statistics_)
-            else:
-                classifier.refit(self._read_by_added())
+            self._refit(classifier, keep_layers)
             self._adopt(classifier, Change(kind="partial_fit", prompts=learned))
         return self
 
@@ -268,7 +276,7 @@ class Guard(Checker):
 
         with self._lock:
             classifier = self._copy_of_trainable()
-            counted = _Counted(labels)
+            counted = Counted(labels)
             known = examples(
                 prompts,
                 counted.labels,
@@ -280,15 +288,13 @@ class Guard(Checker):
             )
             chunks = list(known)
             if chunks:
-                classifier.forget(
+                classifier.unlearn(
                     np.concatenate([chunk.states for chunk in chunks]),
                     [label for chunk in chunks for label in chunk.labels],
                     np.concatenate([chunk.keys for chunk in chunks]),
                     None if categories is None else [name for chunk in chunks for name in chunk.categories or ()],
-                    also_read=self._read_by_added(),
                 )
-                if keep_layers:
-                    classifier.move(self._fitted(), self._trainable().statistics_)
+                self._refit(classifier, keep_layers)
                 self._adopt(classifier, Change(kind="forget", prompts=counted.number))
         return self
 
@@ -308,8 +314,9 @@ class Guard(Checker):
         kept. Takes well under a second once they are encoded.
 
         Args:
-            name: a new one, 1 to 64 letters, digits, spaces or any of _ . : / + -.
-            examples: 5 to 50 conversations that belong to it; 20 are good. More do no harm.
+            name: a new one, 1 to 64 letters, digits, spaces or any of _ . : / + -. Case alone does not make it new.
+            examples: 5 to 50 different conversations that belong to it; 20 are good. More do no harm. Blanks, case and Unicode
+                forms do not make an example different.
             negatives: conversations that do not, such as harmless traffic on neighbouring topics; a hundred help.
             threshold: probability, in [0, 1], from which it flags; 0.5 by default. The probability assumes that one text in ten
                 belongs to the category.
@@ -319,7 +326,7 @@ class Guard(Checker):
             CategoryError: the name is in use or cannot be used, or there are fewer than five different examples.
             ContradictoryLabelsError: a prompt is an example and a negative.
             ConfigurationError: threshold or action has a bad value.
-            DataError: an example cannot be used, or all of them look like everything else.
+            DataError: an example cannot be used or is longer than `max_chars`, or all of them look like everything else.
             NotFittedError: the guard was neither fitted nor loaded.
             BundleError: the guard was saved without statistics.
         """
@@ -330,11 +337,10 @@ class Guard(Checker):
         policy = CategoryPolicy(action, THRESHOLD if threshold is None else threshold)
         with self._lock:
             model = self._known()
-            if name in model.categories:
-                raise CategoryError(f"there is a category {name!r} already; remove it first, or choose another name")
+            model.categories.require_free(name)
             statistics = self._trainable().statistics_
             self.load()
-            number, states, others = read_examples(examples, negatives, self._encoder, self._reading())
+            number, states, others = read_examples(examples, negatives, self._encoder, self._reading(), self.max_chars)
             block = add_from_statistics(name, states, others, statistics, model.scorer.positions)
             self._recategorise(Change(kind="add_category", prompts=number, name=name), model.categories.adding(block))
             self._category_policy = {**self._category_policy, name: policy}
@@ -439,8 +445,14 @@ class Guard(Checker):
         Without labels, all prompts are benign, and the threshold is the lowest that flags at most `max_fpr` of such traffic
         with that confidence. With labels, the log-odds are first mapped to calibrated probabilities by an affine map, so that
         layers still add up to them; then the threshold is set for `objective`, or for `max_fpr` on the safe prompts. Learning
-        or forgetting anything afterwards, or setting the threshold by hand, ends the calibration. Rules and thresholds of
-        categories are left aside: it is the model's scores that are calibrated, and what those flag comes on top.
+        or forgetting anything afterwards, or setting the threshold by hand, ends the calibration; the map stays, so that the
+        threshold means what it meant. Rules and thresholds of categories are left aside: it is the model's scores that are
+        calibrated, and what those flag comes on top.
+
+        The promise rests on prompts drawn independently, and a file does not tell whether one that repeats another (but for
+        blanks, case and Unicode forms) was drawn again, as greetings are, or copied. So benign prompts are counted both ways,
+        each once and each as often as it is there, and the stricter threshold holds; as many different ones are needed as are
+        needed at all. More than a tenth of repeats is also logged as a warning: they are rarely a plain sample of traffic.
 
         Args:
             prompts: conversations.
@@ -460,8 +472,8 @@ class Guard(Checker):
             scale, found = calibrated(self, prompts, labels, max_fpr=max_fpr, confidence=confidence, objective=objective)
             model = self._known()
             change = Change(kind="calibrate", prompts=found.benign + found.unsafe)
-            self._model = model.changed(change, scorer=model.scorer.rescaled(*scale), calibration=found)
-            self.threshold = found.threshold
+            self._model = model.calibrated(change, *scale, found)
+            self._threshold, self._set_by_hand = found.threshold, False
         return self
 
     # -- comparing ----------------------------------------------------------------------------------------------------------
@@ -480,6 +492,7 @@ class Guard(Checker):
         Raises:
             ConfigurationError: the guards judge different things, or `other` is no guard.
             DataError: there are no prompts, or bad labels.
+            ContradictoryLabelsError: a prompt is there with both labels.
             MlpmGuardError: a guard itself cannot be used; see `check_batch`.
         """
         from mlpm_guard.comparing import diff
@@ -490,9 +503,11 @@ class Guard(Checker):
 
     @property
     def calibration(self) -> Calibration | None:
-        """How the threshold was calibrated; None where it was not, or where something was learned or changed since."""
-        found = None if self._model is None else self._model.calibration
-        return found if found is not None and found.threshold == self._threshold else None
+        """How the threshold was calibrated; None where it was not, or where something was learned or the threshold set since.
+
+        A threshold that is set back to what it was stays set by hand: what else was set in between, nobody can tell.
+        """
+        return None if self._model is None or self._set_by_hand else self._model.calibration
 
     @property
     def classifier(self) -> PrototypeClassifier:
@@ -520,18 +535,25 @@ class Guard(Checker):
 
         if self._bundle is not None:
             self.load()
-        counted = _Counted(labels)
-        chunks = examples(prompts, counted.labels, self._encoder, self._reading(), progress=progress, categories=categories)
+        counted = Counted(labels)
+        chunks = examples(
+            prompts,
+            counted.labels,
+            self._encoder,
+            self._reading(),
+            progress=progress,
+            categories=categories,
+            by_length=True,
+        )
         for chunk in chunks:
             for name in added:
-                if name in (chunk.categories or ()):
+                if any(same_name(name, each) for each in {each for each in chunk.categories or () if each is not None}):
                     raise CategoryError(f"the category {name!r} was added from examples; remove it, then learn it from rows")
             classifier.update(chunk.states, chunk.labels, chunk.keys, chunk.categories)
         return counted.number
 
-    def _read_by_added(self) -> list[int]:
-        """Positions of the layers that added categories read, which stay when a guard learns more."""
-        return sorted({int(at) for block in self._known().categories.added for at in block.positions})
+    def _refit(self, classifier: PrototypeClassifier, keep_layers: bool) -> None:
+        refitted(classifier, self._known(), self._trainable().statistics_, keep_layers=keep_layers)
 
     def _recategorise(self, change: Change, categories: Categories) -> None:
         self._end_calibration()
@@ -545,51 +567,23 @@ class Guard(Checker):
         """Judge with a classifier from now on, which came from the present one by a change, or from nothing."""
         with self._lock:
             before = self._model
-            added = () if change is None or before is None else before.categories.added
-            categories = with_added(classifier.categories_, added)
+            after = relearned(before, classifier, change)
             self._end_calibration()
-            self._classifier = classifier
-            after = Model(classifier.scorer_, classifier.novelty_, None, categories=categories)
-            gone = set() if before is None else set(before.categories) - set(categories)
+            if before is not None and change is None:
+                self._threshold = unmapped(self._threshold, before.log_odds_map)
+            gone = set() if before is None else set(before.categories) - set(after.categories)
             if gone & self._category_policy.keys():
                 _log.warning("categories are gone, and what was to be done about them: %s", ", ".join(sorted(gone)))
                 self._category_policy = {name: each for name, each in self._category_policy.items() if name not in gone}
-            if change is not None and before is not None:
-                after = after._replace(parent=before.parent, changes=(*before.changes, change))
-            self._model = after
+            self._classifier, self._model = classifier, after
 
     def _copy_of_trainable(self) -> PrototypeClassifier:
         return copy.deepcopy(self._trainable())
 
     def _trainable(self) -> PrototypeClassifier:
-        from mlpm_guard.prototypes.classifier import PrototypeClassifier
-        from mlpm_guard.prototypes.statistics import PrototypeStatistics
-
         with self._lock:
             self._fitted()
             if self._classifier is None:
                 assert self._bundle is not None
-                shape = self._bundle.manifest.classifier
-                classifier = PrototypeClassifier(C=shape.C, sample_size=shape.sample_size, folds=shape.folds)
-                classifier.statistics_ = PrototypeStatistics.from_tensors(
-                    self._bundle.statistics(),
-                    layers=shape.layers,
-                    dim=shape.dim,
-                    sample_size=shape.sample_size,
-                )
-                self._classifier = classifier
+                self._classifier = classifier_of(self._bundle)
             return self._classifier
-
-
-class _Counted:
-    """Labels that are counted while they are read; there is one for every prompt."""
-
-    def __init__(self, labels: Iterable[Label]) -> None:
-        self.number = 0
-        # What is no iterable is left for the reader to complain about.
-        self.labels = self._counting(labels) if isinstance(labels, Iterable) else labels
-
-    def _counting(self, labels: Iterable[Label]) -> Iterator[Label]:
-        for label in labels:
-            self.number += 1
-            yield label

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from mlpm_guard.bundle import Bundle, Calibration
 
 
+UNMAPPED = (1.0, 0.0)
+"""Scale and offset that leave log-odds as they are."""
+
+
 class Model(NamedTuple):
     """What a guard judges with, replaced as a whole: threads see either the old or the new, and never wait for a fit.
 
@@ -25,6 +29,8 @@ class Model(NamedTuple):
         changes: what was changed since.
         saved: whether the bundle holds exactly this.
         categories: every category it knows.
+        log_odds_map: scale and offset, in nats, by which calibrations have mapped the log-odds since the fit; the scorer's are
+            mapped already.
     """
 
     scorer: LayerScorer
@@ -35,6 +41,23 @@ class Model(NamedTuple):
     changes: tuple[Change, ...] = ()
     saved: bool = True
     categories: Categories = Categories()
+    log_odds_map: tuple[float, float] = UNMAPPED
+
+    @property
+    def fitted_scorer(self) -> LayerScorer:
+        """The scorer as it was fitted, before any calibration mapped its log-odds."""
+        scale, offset = self.log_odds_map
+        return self.scorer if self.log_odds_map == UNMAPPED else self.scorer.rescaled(1.0 / scale, -offset / scale)
+
+    def calibrated(self, change: Change, scale: float, offset: float, calibration: Calibration) -> Model:
+        """The model with `scale * log_odds + offset` for its log-odds, and what it was calibrated on."""
+        before = self.log_odds_map
+        return self.changed(
+            change,
+            scorer=self.scorer.rescaled(scale, offset),
+            calibration=calibration,
+            log_odds_map=(scale * before[0], scale * before[1] + offset),
+        )
 
     def changed(self, change: Change, **fields: object) -> Model:
         """The model after a change, with new values for these fields; no longer what its bundle holds."""

@@ -168,6 +168,24 @@ class Policy:
             bundle_id=self.bundle_id,
         )
 
+    def resettled(self, verdict: Verdict) -> Verdict:
+        """What this policy makes of a verdict that one of another threshold or mode gave on the same evidence.
+
+        What could not be judged stays so, what a rule decided stays decided, and categories keep their own thresholds.
+        """
+        update: dict[str, object] = {"threshold": self.threshold, "mode": self.mode}
+        if verdict.score is None:
+            allowed = self.on_error == "allow" or self.mode == "monitor"
+            update["action"] = Action.ALLOW if allowed else Action.BLOCK
+        elif verdict.rule is not None:
+            update["action"] = Action.BLOCK if verdict.flagged and self.mode == "enforce" else Action.ALLOW
+        else:
+            found = categorise(self.category_policy, verdict.categories, unsafe=verdict.score >= self.threshold)
+            flagged = verdict.score >= self.threshold or bool(found.flagged_by)
+            action = self._action(found.action if flagged else None, verdict.score, verdict.novelty)
+            update |= {"flagged": flagged, "category": found.category, "flagged_by": found.flagged_by, "action": action}
+        return verdict.model_copy(update=update)
+
     def layer_evidence(self, evidence: Evidence) -> tuple[LayerEvidence, ...]:
         """What every layer adds to the evidence's log-odds."""
         columns = (
@@ -223,6 +241,38 @@ class Policy:
 def probability(evidence: Evidence) -> float:
     """The score that evidence gives."""
     return float(sigmoid(np.array(evidence.log_odds)))
+
+
+def resettled(verdict: Verdict, threshold: float, mode: Mode, on_error: OnError) -> Verdict:
+    """As `Policy.resettled`, for a verdict of which only itself is known.
+
+    Why it was reviewed, or spared, is not: one that is not flagged stays reviewed where it was, and one that is flagged keeps
+    its action only where it was unsafe before, in enforce mode.
+    """
+    enforced = mode == "enforce"
+    if verdict.score is None:
+        flagged, stops = True, on_error != "allow"
+        action = Action.BLOCK if stops else Action.ALLOW
+    elif verdict.rule is not None:
+        flagged = verdict.flagged
+        action = Action.BLOCK if flagged else Action.ALLOW
+    else:
+        unsafe, before = verdict.score >= threshold, verdict.score >= verdict.threshold
+        flagged = unsafe or bool(verdict.flagged_by)
+        if not flagged:
+            action = Action.REVIEW if verdict.action is Action.REVIEW else Action.ALLOW
+        else:
+            action = verdict.action if unsafe == before and verdict.mode == "enforce" else Action.BLOCK
+    named = flagged and verdict.score is not None and verdict.rule is None
+    return verdict.model_copy(
+        update={
+            "threshold": threshold,
+            "mode": mode,
+            "flagged": flagged,
+            "category": verdict.category if named else None,
+            "action": action if enforced else Action.ALLOW,
+        }
+    )
 
 
 def worse(one: Verdict, other: Verdict) -> Verdict:

@@ -10,22 +10,27 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from mlpm_guard.category_policy import require_known
 from mlpm_guard.conversation import Conversation, ConversationLike
 from mlpm_guard.encoders.base import Encoder, EncoderIdentity, States
-from mlpm_guard.errors import ConfigurationError, EncoderError, MlpmGuardError
+from mlpm_guard.errors import BundleError, ConfigurationError, EncoderError, MlpmGuardError
 from mlpm_guard.guard import Guard
 from mlpm_guard.judging import Evidence, Examined
 from mlpm_guard.model import Model
 from mlpm_guard.policy import Policy
+from mlpm_guard.prototypes.categories import Categories, CategoryBlock, require_name
 from mlpm_guard.prototypes.scorer import LayerScorer
 from mlpm_guard.verdict import WindowEvidence
+
+if TYPE_CHECKING:
+    from mlpm_guard.prototypes.classifier import PrototypeClassifier
 
 __all__ = ["MockEncoder", "MockGuard"]
 
@@ -157,8 +162,14 @@ class MockGuard(Guard):
         flag: called with the text of the turn that is judged (the last user turn, or the answer): True, or a probability at or
             above the threshold, flags it. By default nothing is flagged. May raise, to test failures.
         novelty: called with the same text; its percentile of novelty, in [0, 1]. By default novelty is not measured.
+        categories: functions by the name of a category, called with the same text: whether it belongs to the category, or the
+            probability that it does. A verdict then holds, names and acts on these categories as that of any guard does.
         delay: seconds that a batch takes.
-        options: of `Guard`: target, threshold, mode, on_error, timeout, max_chars, rules, review.
+        options: of `Guard`: target, threshold, mode, on_error, timeout, max_chars, rules, review, policy.
+
+    Raises:
+        ConfigurationError: what should be a function is none, or an option has a bad value.
+        CategoryError: a category's name cannot be used, or `policy` names one that is not among `categories`.
 
     Attributes:
         calls: how many texts each scorer call judged, in order: `len(guard.calls)` is the number of scorer calls. Texts are not
@@ -172,6 +183,7 @@ class MockGuard(Guard):
         flag: Callable[[str], bool | float] | None = None,
         *,
         novelty: Callable[[str], float] | None = None,
+        categories: Mapping[str, Callable[[str], bool | float]] | None = None,
         delay: float = 0.0,
         **options: Any,
     ) -> None:
@@ -179,7 +191,11 @@ class MockGuard(Guard):
             raise ConfigurationError("flag: a function from text to bool or probability")
         if novelty is not None and not callable(novelty):
             raise ConfigurationError("novelty: a function from text to a percentile")
+        asked = {} if categories is None else categories
+        if not isinstance(asked, Mapping) or not all(callable(each) for each in asked.values()):
+            raise ConfigurationError("categories: functions from text to bool or probability, by the name of the category")
         super().__init__(MockEncoder(), **options)
+        self._categories = {name: asked[name] for name in sorted(map(require_name, asked))}
         self._flag = flag or _never
         self._novelty = novelty
         self._delay = delay
@@ -191,7 +207,9 @@ class MockGuard(Guard):
             ),
             None,
             None,
+            categories=Categories(_block(tuple(self._categories), self._encoder.dim)),
         )
+        require_known(self._category_policy, tuple(self._categories))
 
     def bound_to(self, encoder: Encoder) -> Self:  # noqa: ARG002
         """The guard itself: it judges the same on any encoder."""
@@ -217,6 +235,9 @@ class MockGuard(Guard):
     def _measures_novelty(self) -> bool:
         return self._novelty is not None
 
+    def _trainable(self) -> PrototypeClassifier:
+        raise BundleError("a MockGuard judges by your functions and has nothing to learn with; fit a Guard(MockEncoder())")
+
     def _judge_all(self, policy: Policy, conversations: Sequence[Conversation]) -> list[Evidence | MlpmGuardError]:
         self.calls.append(len(conversations))
         return [self._judged(policy, conversation) for conversation in conversations]
@@ -226,20 +247,32 @@ class MockGuard(Guard):
             text = conversation.messages[conversation.turn_index(policy.target)].content
             answer = self._flag(text)
             novelty = None if self._novelty is None else float(self._novelty(text))
+            told = [_log_odds(self._categories[name](text)) for name in policy.categories]
         except MlpmGuardError as error:
             return error
         except Exception as error:  # noqa: BLE001  (fails closed, as a real guard does)
-            return EncoderError(f"flag raised {type(error).__name__}")
-        probability = float(answer) if not isinstance(answer, bool) else (0.98 if answer else 0.02)
-        probability = min(max(probability, 0.0), 1.0)
+            return EncoderError(f"a function of the mock raised {type(error).__name__}")
         # The one layer's probability that the fixed aggregation turns into the wanted log-odds.
-        wanted = float(np.log(max(probability, 1e-9)) - np.log(max(1.0 - probability, 1e-9)))
         scorer = policy.scorer
-        share = (wanted - scorer.intercept) / scorer.layer_weights[0]
+        share = (_log_odds(answer) - scorer.intercept) / scorer.layer_weights[0]
         share = float(np.clip(share, 1e-9, 1.0 - 1e-9))
         log_odds = np.array([np.log(share) - np.log1p(-share)])
         where = WindowEvidence(view="turn", form="raw", kind="whole", index=0, count=1)
-        return Evidence(float(scorer.aggregate(log_odds[None])[0]), log_odds, 0.0, where, 1, None, novelty)
+        score, categories = float(scorer.aggregate(log_odds[None])[0]), np.array(told)
+        return Evidence(score, log_odds, 0.0, where, 1, None, novelty, categories[:, None], categories)
+
+
+def _log_odds(answer: bool | float) -> float:
+    probability = float(answer) if not isinstance(answer, (bool, np.bool_)) else (0.98 if answer else 0.02)
+    probability = min(max(probability, 0.0), 1.0)
+    return float(np.log(max(probability, 1e-9)) - np.log(max(1.0 - probability, 1e-9)))
+
+
+def _block(names: tuple[str, ...], dim: int) -> CategoryBlock | None:
+    """Categories that read the mock's one layer, and add nothing of their own to what the functions say."""
+    if not names:
+        return None
+    return CategoryBlock(names, np.array([0]), np.zeros((len(names), 1, dim), np.float32), np.zeros(len(names)))
 
 
 def _never(_text: str) -> bool:

@@ -1,3 +1,4 @@
+import copy
 import logging
 
 import numpy as np
@@ -71,6 +72,114 @@ def test_whatever_changes_the_guard_ends_the_calibration_and_says_so(mock_guard,
     assert mock_guard.calibration is None
     if change != "threshold":
         assert "no longer calibrated" in caplog.text
+
+
+def mapped(guard, every=4):
+    """Calibrated on prompts of which few that look unsafe are, so that its log-odds are mapped by much."""
+    labels = [0] * len(BENIGN) + [int(index % every == 0) for index in range(100)]
+    guard.calibrate(BENIGN + HARMFUL, labels, objective="recall@fpr=0.2")
+    assert guard.calibration.offset < -0.3
+    return guard
+
+
+@pytest.mark.parametrize("keep_layers", [False, True])
+def test_what_is_learned_after_a_labelled_calibration_leaves_the_threshold_where_it_was(mock_guard, keep_layers):
+    plain = copy.copy(mock_guard)
+    found, threshold = mapped(mock_guard).calibration, mock_guard.threshold
+    for guard in (plain, mock_guard):
+        guard.partial_fit(HARMFUL[:3], [1] * 3, keep_layers=keep_layers, progress=False)
+        guard.forget(HARMFUL[:1], [1], keep_layers=keep_layers)
+    assert mock_guard.calibration is None
+    assert mock_guard.threshold == threshold
+    # The decision is the one that the threshold stood for before the log-odds were mapped.
+    plain.threshold = 1 / (1 + np.exp(-(np.log(threshold / (1 - threshold)) - found.offset) / found.scale))
+    texts = [*BENIGN, *HARMFUL, *SAFE, *UNSAFE]
+    for one, two in zip(plain.check_batch(texts), mock_guard.check_batch(texts), strict=True):
+        assert two.log_odds == pytest.approx(found.scale * one.log_odds + found.offset, abs=1e-6)
+        assert two.flagged == one.flagged
+
+
+def test_maps_of_several_calibrations_add_up_and_are_saved(mock_guard, tmp_path):
+    texts = HARMFUL[:20]
+    plain = copy.copy(mock_guard)
+    maps = [mapped(mock_guard).calibration, mapped(mock_guard, 12).calibration]
+    mock_guard.partial_fit(HARMFUL[:3], [1] * 3, keep_layers=True, progress=False)
+    saved = mock_guard.save_pretrained(tmp_path / "guard")
+    again = Guard.from_pretrained(saved, encoder=MockEncoder())
+    assert again.calibration is None
+    for guard in (plain, again):
+        guard.partial_fit(HARMFUL[:6], [1] * 6, progress=False)
+    plain.partial_fit(HARMFUL[:3], [1] * 3, progress=False)
+    for one, two in zip(plain.check_batch(texts), again.check_batch(texts), strict=True):
+        expected = one.log_odds
+        for each in maps:
+            expected = each.scale * expected + each.offset
+        assert two.log_odds == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_fit_from_scratch_undoes_the_map_and_takes_the_threshold_back(mock_guard):
+    texts = [*BENIGN, *HARMFUL]
+    mapped(mock_guard)
+    before = mock_guard.check_batch(texts)
+    mock_guard.fit(SAFE + UNSAFE, [0] * 30 + [1] * 30, progress=False)
+    fresh = Guard(MockEncoder()).fit(SAFE + UNSAFE, [0] * 30 + [1] * 30, progress=False).check_batch(texts)
+    after = mock_guard.check_batch(texts)
+    assert [verdict.score for verdict in after] == [verdict.score for verdict in fresh]
+    assert [verdict.flagged for verdict in after] == [verdict.flagged for verdict in before]
+    assert after[0].threshold != before[0].threshold
+
+
+def test_a_threshold_that_is_set_away_and_back_does_not_bring_the_calibration_back(mock_guard, tmp_path):
+    threshold = mock_guard.calibrate(BENIGN, max_fpr=0.05).threshold
+    mock_guard.threshold = threshold
+    assert mock_guard.calibration is not None
+    mock_guard.threshold = 0.123
+    mock_guard.threshold = threshold
+    assert mock_guard.calibration is None
+    assert copy.copy(mock_guard).calibration is None
+    assert mock_guard.calibrate(BENIGN, max_fpr=0.05).calibration is not None
+    saved = mock_guard.save_pretrained(tmp_path / "guard")
+    loaded = Guard.from_pretrained(saved, encoder=MockEncoder(), threshold=0.123)
+    loaded.threshold = threshold
+    assert loaded.calibration is None
+
+
+# -- prompts that repeat others -----------------------------------------------------------------------------------------------
+
+
+def test_copies_of_the_prompts_promise_nothing_more(mock_guard):
+    once = copy.copy(mock_guard).calibrate(BENIGN, max_fpr=0.05)
+    thrice = mock_guard.calibrate([*BENIGN, *BENIGN, *(f"  {text.upper()} " for text in BENIGN)], max_fpr=0.05)
+    assert thrice.threshold >= once.threshold
+    assert (thrice.calibration.benign, thrice.calibration.repeated) == (1200, 800)
+    assert once.calibration.repeated == 0
+
+
+def test_a_prompt_that_traffic_repeats_counts_as_often_as_it_does(mock_guard):
+    scores = {text: verdict.score for text, verdict in zip(BENIGN, mock_guard.check_batch(BENIGN), strict=True)}
+    frequent = max(scores, key=scores.__getitem__)
+    once = copy.copy(mock_guard).calibrate(BENIGN, max_fpr=0.05)
+    found = mock_guard.calibrate([*BENIGN, *[frequent] * 100], max_fpr=0.05)
+    # A quarter of such traffic is that prompt, so that it must not be flagged, whatever it scores.
+    assert not mock_guard.check(frequent).flagged
+    assert once.check(frequent).flagged
+    assert found.calibration.repeated == 100
+
+
+def test_too_few_different_prompts_are_refused_however_often_they_are_there(mock_guard):
+    with pytest.raises(DataError, match="300 benign prompts, of which only 150 are different; at least 299 different ones"):
+        mock_guard.calibrate(BENIGN[:150] * 2)
+    with pytest.raises(DataError, match="30 benign prompts; at least 299 are needed"):
+        mock_guard.calibrate(BENIGN[:15] * 2)
+    assert mock_guard.calibration is None
+
+
+@pytest.mark.parametrize(("copies", "warned"), [(20, False), (100, True)])
+def test_many_repeats_are_warned_of(mock_guard, copies, warned, caplog):
+    with caplog.at_level(logging.WARNING, "mlpm_guard"):
+        mock_guard.calibrate([*BENIGN, *BENIGN[:copies]], max_fpr=0.05)
+    assert (f"{copies} of {400 + copies} benign calibration prompts repeat others" in caplog.text) == warned
+    assert "harmless question" not in caplog.text
 
 
 @pytest.mark.parametrize(

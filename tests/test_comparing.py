@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mlpm_guard.comparing import Diff, Row, compare, diff
-from mlpm_guard.errors import ConfigurationError, DataError
+from mlpm_guard.errors import ConfigurationError, ContradictoryLabelsError, DataError
 from mlpm_guard.evaluation.intervals import NAMES
 from mlpm_guard.evaluation.metrics import compute
 from mlpm_guard.review import Review
@@ -164,6 +164,21 @@ def test_many_prompts_are_judged_in_shared_batches_and_keep_their_positions():
 def test_data_that_cannot_be_compared_on_is_named(prompts, labels, said):
     with pytest.raises(DataError, match=said):
         diff(keyed(**BEFORE), keyed(**AFTER), prompts, labels)
+
+
+@pytest.mark.parametrize("as_messages", [False, True])
+def test_the_same_prompt_with_both_labels_is_refused_as_in_a_fit(as_messages):
+    again = [{"role": "user", "content": PROMPTS[1]}] if as_messages else PROMPTS[1]
+    with pytest.raises(ContradictoryLabelsError, match="row 6: the same prompt as row 1") as caught:
+        diff(keyed(**BEFORE), keyed(**AFTER), [*PROMPTS, again], [0, 1, 1, 0, 1, 0, 0])
+    assert caught.value.rows == (1, 6)
+    assert SECRET not in str(caught.value)
+    assert diff(keyed(**BEFORE), keyed(**AFTER), [*PROMPTS, again], [0, 1, 1, 0, 1, 0, 1]).prompts == 7
+
+
+def test_what_is_no_conversation_is_compared_all_the_same():
+    found = diff(keyed(**BEFORE), keyed(**AFTER), [7, None, *PROMPTS], [0, 1, 0, 1, 1, 0, 1, 0])
+    assert (found.before.errors, found.after.errors) == (2, 2)
 
 
 def test_labels_on_some_rows_only_are_refused():

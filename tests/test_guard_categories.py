@@ -23,6 +23,7 @@ from mlpm_guard import (
     ContradictoryLabelsError,
     DataError,
     Guard,
+    NonFiniteError,
     NotFittedError,
     PromptBlocked,
     Rules,
@@ -219,6 +220,63 @@ def test_negatives_are_taken_into_account(fitted: Guard) -> None:
     for text in both[20:]:
         assert told.check(text).categories[name] < plain.check(text).categories[name]
     assert told.check(LEGAL).categories[name] > 0.5
+
+
+def test_variants_of_one_example_count_once(guard: Guard, tmp_path: Path) -> None:
+    variants = ["my lawsuit", "my lawsuit ", "  My  LAWSUIT", "ｍｙ lawsuit", "my law\u200bsuit", "my\nlawsuit"]
+    with pytest.raises(CategoryError, match="1 different examples"):
+        guard.add_category("legal", variants)
+    examples = on("legal", 10, unsafe=False)
+    twice = copy.copy(guard)
+    with_legal(guard).save_pretrained(tmp_path / "once")
+    twice.add_category("legal", [*examples, *(f" {text.upper()}\t" for text in examples)])
+    assert twice.check(LEGAL).categories == guard.check(LEGAL).categories
+    assert twice._known().changes[-1].prompts == 10
+
+
+@pytest.mark.parametrize("name", ["Drugs", "DRUGS", "ｄｒｕｇｓ", "Other", "SAFE"])
+def test_a_name_that_differs_in_case_only_is_in_use(guard: Guard, name: str) -> None:
+    with pytest.raises(CategoryError, match=r"already|cannot be named"):
+        guard.add_category(name, on("legal", 10))
+    assert guard.list_categories() == ["drugs", "fraud"]
+
+
+def test_rows_of_an_added_category_are_refused_however_it_is_written(guard: Guard) -> None:
+    with_legal(guard)
+    with pytest.raises(CategoryError, match="'legal' was added from examples"):
+        guard.partial_fit(on("legal", 10), [1] * 10, ["Legal"] * 10, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("examples", "negatives", "says"),
+    [
+        ([*on("legal", 6), " "], None, "example 6: the turn to judge holds no text"),
+        ([*on("legal", 6), None], None, "example 6: a conversation is"),
+        ([*on("legal", 6), "x" * 101], None, "example 6: 101 characters; this guard judges up to 100"),
+        (on("legal", 6), ["calm", "y" * 200], "negative 1: 200 characters"),
+        (on("legal", 6), ["calm", b"bytes"], "negative 1: .*bytes"),
+        (on("legal", 6), ["calm", "Unsafe question number 3 about  LAWSUIT"], "example 3 is also negative 1"),
+        ("one text", None, "examples: a list"),
+        (on("legal", 6), 7, "negatives: a list"),
+    ],
+)
+def test_an_example_that_cannot_be_used_is_named_by_its_number(
+    guard: Guard, examples: object, negatives: object, says: str
+) -> None:
+    guard.max_chars = 100
+    with pytest.raises(DataError, match=says) as caught:
+        guard.add_category("legal", examples, negatives=negatives)  # type: ignore[arg-type]
+    assert "lawsuit" not in str(caught.value).lower()
+    assert guard.list_categories() == ["drugs", "fraud"]
+
+
+def test_examples_whose_states_are_no_numbers_are_refused(guard: Guard) -> None:
+    class Broken(TopicEncoder):
+        def encode(self, conversations: Sequence[ConversationLike], *, layers: Sequence[int] | None = None) -> States:
+            return super().encode(conversations, layers=layers) * np.float32("nan")
+
+    with pytest.raises(NonFiniteError, match="examples"):
+        with_legal(guard.bound_to(Broken()))
 
 
 @pytest.mark.parametrize(("action", "expected"), [("block", Action.BLOCK), ("review", Action.REVIEW), ("allow", Action.ALLOW)])
@@ -529,6 +587,48 @@ def test_an_explanation_gives_the_evidence_on_every_category_the_likeliest_first
 
 def test_a_mock_guard_knows_no_categories() -> None:
     assert MockGuard(lambda text: "unsafe" in text).check(DRUGS).categories == {}
+
+
+TOLD = {"drugs": lambda text: "pills" in text, "legal": lambda text: 0.6 if "lawsuit" in text else 0.0}
+
+
+async def test_a_mock_guard_knows_the_categories_that_its_user_declares() -> None:
+    guard = MockGuard(
+        lambda text: "unsafe" in text,
+        categories=TOLD,
+        policy={"drugs": "review", "legal": CategoryPolicy("block", 0.5)},
+    )
+    assert guard.list_categories() == ["drugs", "legal"]
+    drugs, legal, calm = guard.check_batch([DRUGS, LEGAL, CALM])
+    assert drugs.categories == pytest.approx({"drugs": 0.98, "legal": 0.0}, abs=1e-6)
+    assert (drugs.category, drugs.flagged_by, drugs.action) == ("drugs", (), Action.REVIEW)
+    assert legal.categories == pytest.approx({"drugs": 0.02, "legal": 0.6})
+    assert (legal.category, legal.flagged_by, legal.action) == ("legal", ("legal",), Action.BLOCK)
+    assert (calm.flagged, calm.category) == (False, None)
+    assert [drugs, calm] == await guard.acheck_batch([DRUGS, CALM])
+    assert [each.name for each in guard.explain(DRUGS).categories] == ["drugs", "legal"]
+    guard.category_policy = {"drugs": "allow"}
+    assert guard.check(DRUGS).allowed
+    assert guard.remove_category("drugs").check(DRUGS).categories == pytest.approx({"legal": 0.0}, abs=1e-6)
+
+
+def test_a_mock_guard_reads_its_categories_at_states_of_any_model() -> None:
+    policy = MockGuard(categories=TOLD).policy()
+    conversations = [Conversation.parse(text) for text in (DRUGS, LEGAL)]
+    found = policy.judge(conversations, np.zeros((2, 1, 4)), "prefill")
+    assert [each.categories["legal"] for each in found if isinstance(each, Verdict)] == pytest.approx([0.0, 0.6], abs=1e-6)
+
+
+def test_a_mock_guard_says_what_is_wrong_with_its_categories() -> None:
+    with pytest.raises(ConfigurationError, match="functions from text"):
+        MockGuard(categories={"drugs": True})  # type: ignore[dict-item]
+    with pytest.raises(CategoryError, match="name"):
+        MockGuard(categories={"safe": TOLD["drugs"]})
+    with pytest.raises(CategoryError, match="does not have: fraud"):
+        MockGuard(categories=TOLD, policy={"fraud": "allow"})
+    assert MockGuard(categories={"drugs": lambda text: 1 / 0}).check(CALM).error == "encoder_error"
+    with pytest.raises(BundleError, match="nothing to learn with"):
+        MockGuard(categories=TOLD).add_category("garden", on("garden", 10))
 
 
 def test_states_that_were_read_elsewhere_give_the_same_categories(guard: Guard) -> None:

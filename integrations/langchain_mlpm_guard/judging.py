@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
@@ -17,7 +18,8 @@ from langchain_core.runnables.config import patch_config
 
 from langchain_mlpm_guard.messages import Turns
 from mlpm_guard.errors import ConfigurationError
-from mlpm_guard.policy import worse
+from mlpm_guard.guard import Guard
+from mlpm_guard.policy import resettled, worse
 from mlpm_guard.verdict import Action, Mode, Verdict
 
 EVENT = "mlpm_guard"
@@ -27,8 +29,9 @@ Stage: TypeAlias = Literal["prompt", "response", "tool_call", "tool_result", "do
 OnReview: TypeAlias = Literal["pass", "block"]
 
 _unnamed = itertools.count(1)
-_names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-_names_lock = threading.Lock()
+# By id, as a scorer's arrays cannot be hashed; the reference tells an object from a later one at its place.
+_numbers: dict[int, tuple[weakref.ref[Any], int]] = {}
+_numbers_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -72,15 +75,11 @@ class Judge:
             return verdict
         threshold = verdict.threshold if self.threshold is None else self.threshold
         mode = verdict.mode if self.mode is None else self.mode
-        if verdict.score is None:
-            stops = mode == "enforce" and getattr(self.guard, "on_error", "block") != "allow"
-            flagged, action = True, Action.BLOCK if stops else Action.ALLOW
-        elif threshold == verdict.threshold and mode == verdict.mode:
+        if threshold == verdict.threshold and mode == verdict.mode:
             return verdict
-        else:
-            flagged = verdict.score >= threshold
-            action = Action.BLOCK if flagged and mode == "enforce" else Action.ALLOW
-        return verdict.model_copy(update={"threshold": threshold, "mode": mode, "flagged": flagged, "action": action})
+        if isinstance(self.guard, Guard):
+            return replace(self.guard.policy(), threshold=threshold, mode=mode).resettled(verdict)
+        return resettled(verdict, threshold, mode, getattr(self.guard, "on_error", "block"))
 
 
 def stops(verdict: Verdict | None, on_review: OnReview = "pass") -> bool:
@@ -141,18 +140,39 @@ def identity(guard: object) -> Mapping[str, Any]:
     options = {name: getattr(guard, name, None) for name in ("threshold", "mode", "on_error", "timeout", "max_chars")}
     # Options of the reading, which only the guard itself uses.
     reading = {name: getattr(guard, name, None) for name in ("_window", "_normalise", "_fragment_margin")}
-    return {"guard": getattr(guard, "bundle_id", None) or _name(guard), **options, **reading}
+    decided = _decisions(guard) if isinstance(guard, Guard) else {}
+    return {"guard": getattr(guard, "bundle_id", None) or _name(guard), **options, **reading, **decided}
+
+
+def _decisions(guard: Guard) -> dict[str, Any]:
+    """What decides besides the score. Rules hold phrases, which have no business in a cache's keys."""
+    rules = None if guard.rules is None else guard.rules.saved().model_dump_json()
+    return {
+        "rules": None if rules is None else hashlib.sha256(rules.encode()).hexdigest(),
+        "review": None if guard.review is None else asdict(guard.review),
+        "policy": {name: asdict(each) for name, each in sorted(guard.category_policy.items())},
+    }
 
 
 def _name(guard: object) -> str:
-    """A name for what was not saved: of this fit, and of this process only."""
-    owner = getattr(guard, "_model", None) or guard
-    owner = getattr(owner, "scorer", owner) if getattr(guard, "reads_states", False) else guard
+    """A name for what was not saved: of this fit, of these categories, and of this process only."""
+    model = getattr(guard, "_model", None) if getattr(guard, "reads_states", False) else None
+    parts = [guard] if model is None else [model.scorer, model.categories]
+    return "-".join([type(guard).__name__, *map(_number, parts)])
+
+
+def _number(part: object) -> str:
+    """A number that no other object of this process has, or had."""
+    key = id(part)
     try:
-        with _names_lock:
-            return _names.setdefault(owner, f"{type(guard).__name__}-{next(_unnamed)}")
-    except TypeError:  # cannot be referred to weakly, or hashed
-        return f"{type(guard).__name__}-{id(guard)}"
+        with _numbers_lock:
+            known = _numbers.get(key)
+            if known is None or known[0]() is not part:
+                reference = weakref.ref(part, lambda _: _numbers.pop(key, None))
+                known = _numbers[key] = (reference, next(_unnamed))
+            return str(known[1])
+    except TypeError:  # cannot be referred to weakly
+        return f"at {key}"
 
 
 def _check(guard: Any, conversations: Sequence[Turns]) -> Sequence[object]:

@@ -50,7 +50,7 @@ def compared(before: Guard, after: Guard, rows: Rows) -> Diff:
     from mlpm_guard.comparing import Row, compare
 
     rows.labels()
-    with progress("comparing", rows.files) as advance:
+    with rows.located(), progress("comparing", rows.files) as advance:
         return compare(
             before,
             after,

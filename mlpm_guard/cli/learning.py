@@ -69,7 +69,7 @@ def fit(
     path = guard.save_pretrained(out, statistics=not no_statistics)
     typer.echo(f"{rows.counts[0]} safe and {rows.counts[1]} unsafe prompts")
     weights = zip(guard.encoder.layers, guard.classifier.layer_weights_.tolist(), strict=True)
-    kept = ", ".join(f"{layer} ({weight:+.3f})" for layer, weight in weights if weight != 0)
+    kept = ", ".join(f"{layer} ({weight:+.3g})" for layer, weight in weights if weight != 0)
     typer.echo(f"layers kept: {kept or 'none'}, of {len(guard.encoder.layers)}")
     if guard.list_categories():
         typer.echo(f"categories: {', '.join(guard.list_categories())}")

@@ -17,6 +17,7 @@ from scipy.stats import beta, binom
 from mlpm_guard.errors import ConfigurationError, DataError
 
 Array = npt.NDArray[np.float64]
+_LEAST_STEP = 1e-9
 _RECALL_AT = re.compile(r"recall@fpr=(0?\.\d+)")
 
 
@@ -82,7 +83,9 @@ def threshold_for_fpr(scores: npt.ArrayLike, max_fpr: float, confidence: float) 
     allowed = int(binom.ppf(1.0 - confidence, count, max_fpr))
     while allowed >= 0 and binom.cdf(allowed, count, max_fpr) > 1.0 - confidence:
         allowed -= 1
-    threshold = float(np.nextafter(values[allowed], np.inf))
+    # By more than rounding, so that a prompt with this score, which traffic may repeat, is not flagged in another batch.
+    score = values[allowed]
+    threshold = float(max(np.nextafter(score, np.inf), score + _LEAST_STEP * score * (1.0 - score)))
     if threshold > 1.0:
         certain = int((values >= 1.0).sum())
         raise DataError(

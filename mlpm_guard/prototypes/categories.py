@@ -7,6 +7,7 @@ so that a loaded guard stays light.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -38,6 +39,15 @@ def require_name(name: object) -> str:
     if name in RESERVED:
         raise CategoryError(f"a category cannot be named {name!r}: {', '.join(map(repr, RESERVED))} mean something else")
     return name
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two names are told apart by case or Unicode form only, which people would take for one category."""
+    return _folded(one) == _folded(other)
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
 @dataclass(frozen=True)
@@ -181,6 +191,18 @@ class Categories:
         """Probability of every category by name, from its log-odds, shape (k,)."""
         return dict(zip(self.names, sigmoid(log_odds).tolist(), strict=True))
 
+    def require_free(self, name: str) -> None:
+        """Check that no category has this name, nor one that differs in case or Unicode form only.
+
+        Raises:
+            CategoryError: one has, or it means something else in that form.
+        """
+        for taken in self:
+            if same_name(name, taken):
+                raise CategoryError(f"there is a category {taken!r} already; remove it first, or choose another name")
+        if any(same_name(name, each) for each in RESERVED):
+            raise CategoryError(f"a category cannot be named {name!r}: {', '.join(map(repr, RESERVED))} mean something else")
+
     def adding(self, block: CategoryBlock) -> Categories:
         """With another category; the order in which categories were added does not matter.
 
@@ -188,8 +210,7 @@ class Categories:
             CategoryError: its name is in use.
         """
         for name in block.names:
-            if name in self:
-                raise CategoryError(f"there is a category {name!r} already; remove it first, or choose another name")
+            self.require_free(name)
         return replace(self, added=tuple(sorted((*self.added, block), key=lambda each: each.names)))
 
     def without(self, name: str) -> Categories:

@@ -21,8 +21,9 @@ from mlpm_guard.errors import ConfigurationError, DataError, NotFittedError
 from mlpm_guard.prototypes.categories import CategoryBlock, deeper_half
 from mlpm_guard.prototypes.category_fitting import fit_categories
 from mlpm_guard.prototypes.covariance import fit_novelty
-from mlpm_guard.prototypes.discriminant import fit_discriminants, out_of_fold_log_odds
+from mlpm_guard.prototypes.discriminant import Discriminants, fit_discriminants, out_of_fold_log_odds
 from mlpm_guard.prototypes.ledger import Keys
+from mlpm_guard.prototypes.moving import Aggregation
 from mlpm_guard.prototypes.novelty import Novelty
 from mlpm_guard.prototypes.scorer import Array, LayerScorer, sigmoid
 from mlpm_guard.prototypes.statistics import CLASSES, PrototypeStatistics
@@ -117,11 +118,22 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> Self:
         """Unlearn states: statistics and discriminants are then what they were without them. Arguments as in `update`, `refit`.
 
-        Without `categories`, prompts leave the category that they were learned in.
-
         Raises:
             UnknownPromptError: one was never learned under that label; nothing has changed then.
             DataError: fewer than two prompts of a class would be left; nothing has changed then.
+        """
+        return self.unlearn(X, y, keys, categories).refit(also_read)
+
+    def unlearn(
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        keys: npt.ArrayLike | None = None,
+        categories: Sequence[str | None] | None = None,
+    ) -> Self:
+        """Take states out of the statistics without refitting; `refit` makes it count. Arguments and errors as in `forget`.
+
+        Without `categories`, prompts leave the category that they were learned in.
         """
         states, labels, ids = self._read(X, y, keys)
         with self._lock():
@@ -136,7 +148,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                         f"forgetting these would leave {left} prompts of class {label}; at least {_MIN_PROMPTS} must stay"
                     )
             statistics.forget(states, labels, ids, categories)
-        return self.refit(also_read)
+        return self
 
     def merge(self, other: PrototypeClassifier) -> Self:
         """Learn everything that another classifier learned, as if from its states."""
@@ -170,39 +182,11 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             DataError: a class has fewer than two prompts, or the states do not vary.
         """
-        from mlpm_guard.prototypes.aggregation import fit_layer_weights, recalibrate, reference_scale
-
-        self._check_options()
         with self._lock():
-            statistics = getattr(self, "statistics_", None)
-            if statistics is None:
-                raise DataError("no prompts were given to fit on")
-            for label, name in zip(CLASSES, ("safe", "unsafe"), strict=True):
-                if (count := statistics.count(label)) < _MIN_PROMPTS:
-                    raise DataError(f"{count} {name} prompts; at least {_MIN_PROMPTS} are needed of either class")
-            pooled = statistics.pooled()
-            discriminants = fit_discriminants(pooled)
-            folds = self._usable_folds(statistics)
-            log_odds, labels, times = out_of_fold_log_odds(pooled, folds)
-            scales, offsets = recalibrate(log_odds, labels, times) if folds else reference_scale(statistics.layers)
-            counts = [statistics.count(label) for label in CLASSES]
-            log_odds = scales * (log_odds - offsets)
-            weights, intercept = fit_layer_weights(log_odds, labels, times, self.C, counts)
-            scores = sigmoid(log_odds) @ weights + intercept
-            if not weights.any():
-                raise DataError("the layer states of the training prompts do not tell the labels apart")
-            used = np.union1d(np.flatnonzero(weights), np.asarray(also_read, np.int64))
-            scorer = LayerScorer(
-                positions=used,
-                weights=discriminants.weights[used] * scales[used, None],
-                biases=(discriminants.biases[used] - offsets[used]) * scales[used],
-                layer_weights=weights[used],
-                intercept=intercept,
-                levels=(float(np.median(scores[labels == 0])), float(np.median(scores[labels == 1]))),
-            )
-            novelty = fit_novelty(pooled, used)
-            categories = fit_categories(statistics, deeper_half(used))
-            self.fitted_ = Fitted(scorer, weights, discriminants.weights, discriminants.biases, novelty, categories)
+            pooled = self._collected().pooled()
+            found = self._aggregated(pooled)
+            used = np.union1d(np.flatnonzero(found.weights), np.asarray(also_read, np.int64))
+            self._settle(pooled, found.scorer(used), found.discriminants)
         return self
 
     def move(self, scorer: LayerScorer, before: PrototypeStatistics) -> Self:
@@ -217,14 +201,27 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         from mlpm_guard.prototypes.moving import moved
 
         with self._lock():
-            statistics = self.statistics_
+            statistics = self._collected()
             discriminants = fit_discriminants(statistics)
-            after = moved(scorer, fit_discriminants(before), discriminants)
-            weights = np.zeros(statistics.layers)
-            weights[after.positions] = after.layer_weights
-            novelty = fit_novelty(statistics.pooled(), after.positions)
-            categories = fit_categories(statistics, deeper_half(after.positions))
-            self.fitted_ = Fitted(after, weights, discriminants.weights, discriminants.biases, novelty, categories)
+            self._settle(statistics.pooled(), moved(scorer, fit_discriminants(before), discriminants), discriminants)
+        return self
+
+    def shift(self, scorer: LayerScorer, before: PrototypeStatistics) -> Self:
+        """What `refit` would make of the statistics collected so far, as far as it differs from what it makes of `before`.
+
+        For a scorer that was fitted on more rows than `before` keeps: a refit on those alone would put its layers together
+        otherwise, whatever was learned. Both refits see the same rows, so that most of what these do by chance cancels. The
+        scorer's layers stay the used ones.
+
+        Raises:
+            DataError: the scorer does not belong to `before`, or as in `refit`.
+        """
+        from mlpm_guard.prototypes.moving import shifted
+
+        with self._lock():
+            pooled = self._collected().pooled()
+            found = self._aggregated(pooled)
+            self._settle(pooled, shifted(scorer, self._aggregated(before.pooled()), found), found.discriminants)
         return self
 
     def reset(self) -> Self:
@@ -326,6 +323,42 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         smallest = min(len(statistics.classes[label].rows) for label in CLASSES)
         folds = min(self.folds, smallest)
         return folds if folds >= 2 and smallest >= 3 else 0
+
+    def _collected(self) -> PrototypeStatistics:
+        """The statistics, where there are enough to fit on."""
+        self._check_options()
+        statistics: PrototypeStatistics | None = getattr(self, "statistics_", None)
+        if statistics is None:
+            raise DataError("no prompts were given to fit on")
+        for label, name in zip(CLASSES, ("safe", "unsafe"), strict=True):
+            if (count := statistics.count(label)) < _MIN_PROMPTS:
+                raise DataError(f"{count} {name} prompts; at least {_MIN_PROMPTS} are needed of either class")
+        return statistics
+
+    def _aggregated(self, pooled: PrototypeStatistics) -> Aggregation:
+        """Discriminants of all layers, and how the rows that are kept put them together."""
+        from mlpm_guard.prototypes.aggregation import fit_layer_weights, recalibrate, reference_scale
+
+        discriminants = fit_discriminants(pooled)
+        folds = self._usable_folds(pooled)
+        log_odds, labels, times = out_of_fold_log_odds(pooled, folds)
+        scales, offsets = recalibrate(log_odds, labels, times) if folds else reference_scale(pooled.layers)
+        log_odds = scales * (log_odds - offsets)
+        counts = [pooled.count(label) for label in CLASSES]
+        weights, intercept = fit_layer_weights(log_odds, labels, times, self.C, counts)
+        if not weights.any():
+            raise DataError("the layer states of the training prompts do not tell the labels apart")
+        scores = sigmoid(log_odds) @ weights + intercept
+        levels = (float(np.median(scores[labels == 0])), float(np.median(scores[labels == 1])))
+        return Aggregation(discriminants, scales, offsets, weights, intercept, levels)
+
+    def _settle(self, pooled: PrototypeStatistics, scorer: LayerScorer, discriminants: Discriminants) -> None:
+        """Score with this from now on."""
+        weights = np.zeros(pooled.layers)
+        weights[scorer.positions] = scorer.layer_weights
+        novelty = fit_novelty(pooled, scorer.positions)
+        categories = fit_categories(self.statistics_, deeper_half(scorer.positions))
+        self.fitted_ = Fitted(scorer, weights, discriminants.weights, discriminants.biases, novelty, categories)
 
     def _statistics(self, states: npt.NDArray[np.floating]) -> PrototypeStatistics:
         if not hasattr(self, "statistics_"):

@@ -85,6 +85,9 @@ class PrototypeStatistics:
         layers: number of layers.
         dim: numbers per layer state.
         sample_size: prompts per class kept with their states for the aggregation.
+
+    Attributes:
+        trimmed: whether they were saved with fewer kept rows, or less precise ones, than an aggregation was fitted on.
     """
 
     def __init__(self, layers: int, dim: int, *, sample_size: int = 512) -> None:
@@ -94,6 +97,7 @@ class PrototypeStatistics:
         self.classes: dict[int, ClassStatistics] = {label: ClassStatistics() for label in CLASSES}
         self.categories = CategoryStatistics(layers, dim)
         self.upper: Array | None = None
+        self.trimmed = False
 
     @property
     def scatter(self) -> Array | None:
@@ -447,6 +451,7 @@ class PrototypeStatistics:
                 result.upper = np.zeros((layers, dim, dim))
                 for layer in range(layers):
                     result.upper[layer][upper] = packed[layer]
+                result.trimmed = not all(statistics.complete for statistics in result.classes.values())
             elif not all(statistics.complete for statistics in result.classes.values()):
                 raise ValueError("the scatter is missing")
             result.categories = CategoryStatistics.from_tensors(tensors, layers, dim)

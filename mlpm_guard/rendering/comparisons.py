@@ -98,6 +98,11 @@ def calibration_report(calibration: Calibration, before: float) -> RenderableTyp
         f"flags {calibration.flagged} of {calibration.benign} harmless prompts"
         + (f"; {calibration.unsafe} unsafe prompts were given too" if calibration.unsafe else ""),
     ]
+    if calibration.repeated:
+        lines.append(
+            f"{calibration.repeated} of the harmless prompts repeat others; counted both with and without them, the stricter "
+            "threshold holds"
+        )
     if calibration.max_fpr is not None and calibration.confidence is not None:
         lines.append(
             f"promised: at most {calibration.max_fpr:.2%} of such traffic is flagged wrongly, with "
@@ -107,8 +112,8 @@ def calibration_report(calibration: Calibration, before: float) -> RenderableTyp
         lines.append(f"best on these prompts for {calibration.objective}; nothing is promised for others")
     if calibration.calibration_error is not None:
         lines.append(
-            f"log-odds mapped by {calibration.scale:.3f} x + {calibration.offset:+.3f}; expected calibration error "
-            f"{calibration.calibration_error:.3f}"
+            f"log-odds mapped by {calibration.scale:.3f} x {'-' if calibration.offset < 0.0 else '+'} "
+            f"{abs(calibration.offset):.3f}; expected calibration error {calibration.calibration_error:.3f}"
         )
     return Text("\n".join(lines))
 
