@@ -32,8 +32,8 @@ class LowRank(nn.Module):
     def __init__(self, weight: Tensor, rank: int, scale: float = 2.0) -> None:
         super().__init__()
         self.scale = scale
-        self.down = nn.Parameter(torch.empty(rank, weight.shape[1]))
-        self.up = nn.Parameter(torch.zeros(weight.shape[0], rank))
+        self.down = nn.Parameter(torch.empty(rank, weight.shape[1], device=weight.device))
+        self.up = nn.Parameter(torch.zeros(weight.shape[0], rank, device=weight.device))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:
