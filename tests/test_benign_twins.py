@@ -74,7 +74,7 @@ def repeats(one: set[tuple[str, ...]], other: set[tuple[str, ...]]) -> bool:
 
 
 def test_every_row_has_an_id_a_text_a_topic_and_what_it_resembles() -> None:
-    assert len(ROWS) >= 450
+    assert len(ROWS) >= 850
     for row in ROWS:
         assert list(row) == ["id", "text", "topic", "resembles"]
         assert row["id"].startswith(f"{row['topic']}-")
@@ -85,7 +85,7 @@ def test_every_row_has_an_id_a_text_a_topic_and_what_it_resembles() -> None:
 
 def test_every_unsafe_row_names_its_category_and_the_harmless_row_that_it_stands_beside() -> None:
     topics = {row["id"]: row["topic"] for row in ROWS}
-    assert len(UNSAFE) >= 450
+    assert len(UNSAFE) >= 440
     for row in UNSAFE:
         assert list(row) == ["id", "text", "topic", "category", "twin"]
         assert row["category"] in CATEGORIES
@@ -98,7 +98,7 @@ def test_every_unsafe_row_names_its_category_and_the_harmless_row_that_it_stands
 def test_many_unsafe_rows_are_short_and_every_category_has_some() -> None:
     short = Counter(row["category"] for row in UNSAFE if len(row["text"].split()) <= 14)
     assert set(short) == set(CATEGORIES)
-    assert short.total() >= 190
+    assert short.total() >= 200
 
 
 @BOTH
