@@ -194,7 +194,7 @@ def compare(guard: Guard, other: Guard, rows: Iterable[Row]) -> Diff:
     columns = _Column(), _Column()
     labels = array("b")
     flips: list[Flip] = []
-    source = _consistent(rows, guard.target)
+    source = consistent(rows, guard.target)
     count = 0
     while chunk := list(islice(source, _CHUNK)):
         prompts = [row.conversation for row in chunk]
@@ -227,7 +227,7 @@ def compare(guard: Guard, other: Guard, rows: Iterable[Row]) -> Diff:
     return Diff(prompts=count, before=first, after=second, flips=tuple(flips), changes=changes)
 
 
-def _consistent(rows: Iterable[Row], target: Target) -> Iterator[Row]:
+def consistent(rows: Iterable[Row], target: Target) -> Iterator[Row]:
     """The same rows. What is no conversation is left for the guards to judge.
 
     Raises:

@@ -9,6 +9,6 @@ from __future__ import annotations
 from mlpm_guard.cli.program import app, main
 
 # Every module adds its commands to the program; this is the order in which --help lists them.
-from mlpm_guard.cli import judging, inspecting, learning, comparing, measuring  # isort: skip
+from mlpm_guard.cli import judging, inspecting, learning, categories, comparing, measuring  # isort: skip
 
-__all__ = ["app", "comparing", "inspecting", "judging", "learning", "main", "measuring"]
+__all__ = ["app", "categories", "comparing", "inspecting", "judging", "learning", "main", "measuring"]

@@ -15,6 +15,7 @@ from mlpm_guard.cli.rows import Rows
 if TYPE_CHECKING:
     from mlpm_guard.comparing import Diff
     from mlpm_guard.guard import Guard
+    from mlpm_guard.verdict import Target
 
 
 @app.command()
@@ -43,6 +44,20 @@ def diff(
         show(diff_report(found, rows.texts({flip.index for flip in found.flips}) if show_text else None))
     if not found.same:
         raise typer.Exit(DIFFERENT)
+
+
+def require_consistent(rows: Rows, target: Target) -> None:
+    """Find rows that guards cannot be compared on before the work.
+
+    Raises:
+        DataError: a row cannot be read, only some have a label, or a prompt is there with both.
+    """
+    from mlpm_guard.comparing import Row, consistent
+
+    rows.labels()
+    with rows.located():
+        for _ in consistent((Row(each.conversation, each.label) for each in rows.records(lambda _rows: None)), target):
+            pass
 
 
 def compared(before: Guard, after: Guard, rows: Rows) -> Diff:

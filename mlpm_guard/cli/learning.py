@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mlpm_guard.cli import opening
-from mlpm_guard.cli.comparing import compared
+from mlpm_guard.cli.comparing import compared, require_consistent
 from mlpm_guard.cli.options import BundleArgument, CategoryColumn, Data, InPlace, Json, LabelColumn, Out, Target, TextColumn
 from mlpm_guard.cli.program import DIFFERENT, app, fail, say
 from mlpm_guard.cli.progress import progress
@@ -118,7 +118,7 @@ def correct(
     target = opening.destination(bundle, out, in_place)
     before = opening.load_guard(bundle)
     others = Rows(opening.data_files(data or (), text_column, label_column))
-    others.labels()  # a row that cannot be used is found before anything is learned
+    require_consistent(others, before.target)
     if file is not None:
         rows = Rows(opening.labelled_files([file], text_column, label_column, category_column), before.target)
         named = category_column is not None
@@ -194,7 +194,7 @@ def calibrate(
             confidence=confidence,
             objective=objective,
         )
-    path = guard.save_pretrained(target)
+    path = guard.save_pretrained(target, statistics=opening.has_statistics(bundle))
     assert guard.calibration is not None
     if json:
         typer.echo(guard.calibration.model_dump_json())

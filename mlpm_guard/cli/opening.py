@@ -77,6 +77,20 @@ def data_files(files: Sequence[Path], text_column: str | None, label_column: str
     return [DataFile(path, text_column=text_column, label_column=label_column) for path in files]
 
 
+def unlabelled_files(files: Sequence[Path], text_column: str | None) -> list[DataFile]:
+    """Files whose rows are taken whatever their labels. They may be of different formats."""
+    from mlpm_guard.datafiles import DataFile
+
+    return [DataFile(path, text_column=text_column, ignore_label=True) for path in files]
+
+
+def has_statistics(bundle: str) -> bool:
+    """Whether a guard was saved with what it needs to learn more, which its new version then keeps."""
+    from mlpm_guard.bundle import STATISTICS, load
+
+    return STATISTICS in load(bundle).manifest.files
+
+
 def destination(bundle: str, out: Path | None, in_place: bool) -> Path:
     """The folder for a new version of a guard, checked before the work.
 

@@ -1,7 +1,7 @@
 """How the command line shows verdicts, guards, evaluations and comparisons."""
 
 from mlpm_guard.rendering.bundles import bundle_json, bundle_report, used_layers
-from mlpm_guard.rendering.comparisons import calibration_report, correction_report, diff_report
+from mlpm_guard.rendering.comparisons import calibration_report, category_report, correction_report, diff_report
 from mlpm_guard.rendering.console import printable, show
 from mlpm_guard.rendering.evaluations import evaluation_table, pipeline_table, suite_table
 from mlpm_guard.rendering.explanations import explanation_report
@@ -11,6 +11,7 @@ __all__ = [
     "bundle_json",
     "bundle_report",
     "calibration_report",
+    "category_report",
     "correction_report",
     "diff_report",
     "evaluation_table",

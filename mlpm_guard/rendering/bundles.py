@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
@@ -12,7 +13,7 @@ from rich.text import Text
 from mlpm_guard.rendering.console import printable
 
 if TYPE_CHECKING:
-    from mlpm_guard.bundle import Bundle
+    from mlpm_guard.bundle import Bundle, Manifest
 
 
 def bundle_report(bundle: Bundle) -> RenderableType:
@@ -45,6 +46,8 @@ def bundle_report(bundle: Bundle) -> RenderableType:
         limits = [("score", manifest.review.score), ("novelty", manifest.review.novelty)]
         shown = " or ".join(f"{name} from {limit:g}" for name, limit in limits if limit is not None)
         grid.add_row(Text("review", style="bold"), Text(shown))
+    for name, value in (*_calibration(manifest), *_categories(manifest)):
+        grid.add_row(Text(name, style="bold"), Text(printable(value)))
     for ancestor in manifest.lineage:
         changes = ", ".join(str(change) for change in ancestor.changes)
         grid.add_row(Text("made from", style="bold"), Text(printable(f"{ancestor.bundle_id}: {changes}")))
@@ -53,6 +56,27 @@ def bundle_report(bundle: Bundle) -> RenderableType:
     if manifest.notes:
         grid.add_row(Text("notes", style="bold"), Text(json.dumps(manifest.notes, indent=1)))
     return grid
+
+
+def _calibration(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    found = manifest.calibration
+    if found is None:
+        return
+    if found.max_fpr is not None and found.confidence is not None:
+        yield "calibrated", f"at most {found.max_fpr:.2%} of harmless traffic flagged, with {found.confidence:.0%} confidence"
+    if found.objective is not None:
+        yield "calibrated", f"for {found.objective}, on {found.benign + found.unsafe} prompts; nothing is promised for others"
+
+
+def _categories(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """All categories by how they were learned, and a line for each that something is to be done about."""
+    for how, fitted in (("", True), (", added from examples", False)):
+        names = sorted(name for block in manifest.categories if block.fitted == fitted for name in block.names)
+        if names:
+            yield "categories", ", ".join(names) + how
+    for name, policy in sorted(manifest.policy.items()):
+        flags = "" if policy.threshold is None else f", flags by itself from {policy.threshold:.4f}"
+        yield "policy", f"{name}: {policy.action}{flags}"
 
 
 def bundle_json(bundle: Bundle) -> str:

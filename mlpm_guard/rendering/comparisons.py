@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -89,6 +89,26 @@ def correction_report(corrections: Sequence[Correction], threshold: float, repea
     if all(each.settled for each in corrections):
         lines.append("judged as labelled")
     return Group(table, Text("\n".join(lines)))
+
+
+def category_report(found: Mapping[str, Any], names: Sequence[str]) -> RenderableType:
+    """What became of a category, and which ones there are.
+
+    Args:
+        found: "category", and either "removed", or "action", "threshold" and how many "examples" and "negatives" there are, and
+            are flagged ("examples_flagged", "negatives_flagged").
+        names: of all categories.
+    """
+    name = printable(found["category"])
+    if found.get("removed"):
+        lines = [f"{name}: removed"]
+    else:
+        lines = [f"{name}: flags from {found['threshold']:.4f}, action: {found['action']}"]
+        lines.append(f"flags {found['examples_flagged']} of its {found['examples']} examples, which it was learned from")
+        if found["negatives"]:
+            lines.append(f"and {found['negatives_flagged']} of {found['negatives']} negatives, likewise")
+    lines.append(f"categories: {', '.join(map(printable, names)) or 'none'}")
+    return Text("\n".join(lines))
 
 
 def calibration_report(calibration: Calibration, before: float) -> RenderableType:

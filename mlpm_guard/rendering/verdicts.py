@@ -8,10 +8,13 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
+from mlpm_guard.category_policy import NAMES_FROM
 from mlpm_guard.rendering.console import figures, printable
 
 if TYPE_CHECKING:
     from mlpm_guard.verdict import Verdict
+
+_MOST_OTHERS = 3
 
 
 def verdict_panel(verdict: Verdict) -> RenderableType:
@@ -43,11 +46,7 @@ def verdict_heading(verdict: Verdict) -> Text:
         return Text(f"by the guard's own rules: {rule}; action: {verdict.action.value}")
     sign = ">=" if verdict.score >= verdict.threshold else "<"
     lines = [f"score {verdict.score:.4f} {sign} threshold {verdict.threshold:.4f}; action: {verdict.action.value}"]
-    if verdict.flagged_by:
-        lines.append(f"flagged by the threshold of: {', '.join(map(printable, verdict.flagged_by))}")
-    if verdict.category is not None:
-        probability = verdict.categories[verdict.category]
-        lines.append(f"category: {printable(verdict.category)} ({probability:.4f})")
+    lines += _categories(verdict)
     if verdict.novelty is not None:
         lines.append(f"novelty: farther from the training prompts than {verdict.novelty:.1%} of them")
     if verdict.window is not None:
@@ -58,6 +57,28 @@ def verdict_heading(verdict: Verdict) -> Text:
     if verdict.bundle_id is not None:
         lines.append(f"guard: {printable(verdict.bundle_id)}")
     return Text("\n".join(lines))
+
+
+def _categories(verdict: Verdict) -> list[str]:
+    """What categories say of a flagged text, and where they decide instead of the score."""
+    if not verdict.flagged:
+        return []
+    lines = []
+    if verdict.flagged_by:
+        lines.append(f"flagged by the threshold of: {', '.join(map(printable, verdict.flagged_by))}")
+    if verdict.category is not None:
+        lines.append(f"category: {_likely(verdict, verdict.category)}")
+        others = [name for name, chance in verdict.categories.items() if chance >= NAMES_FROM and name != verdict.category]
+        if others:
+            others.sort(key=verdict.categories.__getitem__, reverse=True)
+            lines.append(f"also likely: {', '.join(_likely(verdict, name) for name in others[:_MOST_OTHERS])}")
+        if verdict.mode == "enforce" and not verdict.blocked:
+            lines.append("not blocked, because the guard's policy on its categories says so")
+    return lines
+
+
+def _likely(verdict: Verdict, name: str) -> str:
+    return f"{printable(name)} ({verdict.categories[name]:.4f})"
 
 
 def _title(verdict: Verdict) -> tuple[str, str]:

@@ -86,6 +86,24 @@ def test_a_rate_that_the_data_rule_out_names_what_is_reachable(tmp_path, bundle)
     assert "even the highest score flags 5.00% of the safe prompts; 0.01 is out of reach" in line
 
 
+def test_the_report_writes_the_map_as_one_would_and_counts_repeats(tmp_path, bundle):
+    rows = prompts(300)
+    source = jsonl(tmp_path / "a.jsonl", [*rows, *rows[1:3]])
+    printed = run("calibrate", bundle, source, "--max-fpr", 0.05, "--out", tmp_path / "new").stdout
+    found = loaded(tmp_path / "new").calibration
+    sign = "-" if found.offset < 0 else "+"
+    assert f"log-odds mapped by {found.scale:.3f} x {sign} {abs(found.offset):.3f};" in printed
+    assert "2 of the harmless prompts repeat others" in printed
+    assert "at most 5.00% of harmless traffic flagged, with 95% confidence" in run("info", tmp_path / "new").stdout
+
+
+def test_a_guard_without_statistics_is_calibrated_too_and_stays_without(tmp_path, bundle):
+    small = loaded(bundle).save_pretrained(tmp_path / "small", statistics=False)
+    assert run("calibrate", small, calm(tmp_path / "a.jsonl"), "--in-place").exit_code == 0
+    assert loaded(small).calibration is not None
+    assert not (small / "statistics.safetensors").exists()
+
+
 def test_contradictory_labels_are_named_by_both_lines(tmp_path, bundle):
     source = jsonl(tmp_path / "a.jsonl", [*prompts(10), {"text": prompts(10)[4]["text"], "label": 1}])
     line = error_line(run("calibrate", bundle, source, "--objective", "f1", "--out", tmp_path / "new"))

@@ -146,6 +146,9 @@ def test_bad_corrections_and_bad_data_leave_nothing_behind(tmp_path, bundle):
     broken.write_text('{"text": "a"}\n{"text": ')
     options = ("--text", TEXT, "--label", "safe", "--data", broken, "--out", tmp_path / "new")
     assert "d.jsonl, line 2: not JSON" in error_line(run("correct", bundle, *options))
+    both = jsonl(tmp_path / "e.jsonl", [{"text": SECRET, "label": 0}, {"text": SECRET, "label": 1}])
+    options = ("--text", TEXT, "--label", "safe", "--data", both, "--out", tmp_path / "new")
+    assert "e.jsonl, line 2: the same text as" in error_line(run("correct", bundle, *options))
     assert "repeat=0" in error_line(
         run("correct", bundle, "--text", TEXT, "--label", "safe", "--repeat", 0, "--out", tmp_path / "new")
     )

@@ -87,3 +87,11 @@ def test_a_file_where_only_some_rows_have_labels_is_refused_by_its_line(tmp_path
     assert "line 2: a label, and the rows before have none" in error_line(
         run("diff", "old", "new", jsonl(tmp_path / "a.jsonl", rows))
     )
+
+
+def test_the_same_prompt_with_both_labels_is_named_by_both_lines(tmp_path):
+    rows = [{**row, "label": number % 2} for number, row in enumerate(ROWS)]
+    source = jsonl(tmp_path / "a.jsonl", [*rows, {**rows[1], "label": 0}])
+    line = error_line(run("diff", "old", "new", source))
+    assert "a.jsonl, line 5: the same text as" in line
+    assert "a.jsonl, line 2, with another label" in line

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from mlpm_guard.errors import DataError
 from mlpm_guard.prototypes.classifier import PrototypeClassifier
 from mlpm_guard.prototypes.discriminant import fit_discriminants
 from mlpm_guard.prototypes.moving import moved
+from mlpm_guard.prototypes.statistics import PrototypeStatistics
 
 
 def states(count, seed, shift=0.0):
@@ -70,3 +72,66 @@ def test_a_scorer_of_other_statistics_is_refused(fitted):
     assert fitted.scorer_ is scorer
     with pytest.raises(DataError, match="does not score"):
         moved(scorer, fit_discriminants(other.statistics_), fit_discriminants(fitted.statistics_))
+
+
+# -- moving by what a smaller sample tells ------------------------------------------------------------------------------------
+
+
+def saved_with(rows, fitted):
+    """What is left of a classifier that was saved with fewer rows a class, as it comes back."""
+    tensors = copy.deepcopy(fitted.statistics_)
+    tensors.classes = {label: copy.deepcopy(each) for label, each in tensors.classes.items()}
+    for each in tensors.classes.values():
+        each.prune(rows)
+    again = PrototypeClassifier(sample_size=rows)
+    again.statistics_ = PrototypeStatistics.from_tensors(tensors.to_tensors(), layers=3, dim=8, sample_size=rows)
+    return again
+
+
+@pytest.fixture
+def large():
+    X = np.concatenate([states(400, 0), states(400, 1, 0.3)])
+    return PrototypeClassifier(sample_size=200).fit(X, np.repeat([0, 1], 400))
+
+
+def test_a_refit_on_fewer_rows_puts_the_layers_together_otherwise_and_a_shift_does_not(large):
+    again, scores = saved_with(20, large), large.decision_function(states(50, 2))
+    assert again.statistics_.trimmed
+    before = copy.deepcopy(again.statistics_)
+    assert np.abs(copy.deepcopy(again).refit().decision_function(states(50, 2)) - scores).max() > 0.1
+    assert again.shift(large.scorer_, before).decision_function(states(50, 2)) == pytest.approx(scores, abs=1e-4)
+    assert again.scorer_.levels == pytest.approx(large.scorer_.levels)
+
+
+def test_a_shift_follows_what_is_learned_more_closely_than_a_refit_on_fewer_rows(large):
+    new, labels, test = np.concatenate([states(20, 3), states(20, 4, 0.6)]), np.repeat([0, 1], 20), states(200, 5, 0.15)
+    again = saved_with(20, large)
+    before = copy.deepcopy(again.statistics_)
+    shifted = copy.deepcopy(again).update(new, labels).shift(large.scorer_, before).decision_function(test)
+    refitted = again.update(new, labels).refit().decision_function(test)
+    truth = large.partial_fit(new, labels).decision_function(test)
+    assert np.sqrt(np.mean((shifted - truth) ** 2)) < 0.5 * np.sqrt(np.mean((refitted - truth) ** 2))
+
+
+def test_a_shift_of_all_rows_is_a_refit(large):
+    scorer, before = large.scorer_, copy.deepcopy(large.statistics_)
+    assert not before.trimmed
+    large.update(states(30, 3, 0.5), [1] * 30)
+    refitted = copy.deepcopy(large).refit().decision_function(states(20, 2))
+    assert large.shift(scorer, before).decision_function(states(20, 2)) == pytest.approx(refitted, abs=1e-9)
+
+
+def test_a_shift_uses_the_layers_that_are_used_and_refuses_a_scorer_of_other_statistics(large):
+    used = replace(
+        large.scorer_,
+        positions=large.scorer_.positions[1:],
+        weights=large.scorer_.weights[1:],
+        biases=large.scorer_.biases[1:],
+        layer_weights=large.scorer_.layer_weights[1:],
+    )
+    before = copy.deepcopy(large.statistics_)
+    large.update(states(30, 3, 0.5), [1] * 30)
+    assert large.shift(used, before).scorer_.positions.tolist() == used.positions.tolist()
+    assert large.layer_weights_[0] == 0.0
+    with pytest.raises(DataError, match="does not score with the prototypes"):
+        large.shift(used, large.statistics_)
