@@ -58,6 +58,9 @@ DROPPED_CATEGORIES = {
     },
 }
 
+# Written for this project: the harmless ones first.
+TWINS = {"benign_twins": 0, "unsafe_twins": 1}
+
 # The threshold flags this share of held-out everyday questions, none of which was trained on.
 EVERYDAY = ("clinc150", "banking77", "nq_open")
 EVERYDAY_FLAGGED = 0.009
@@ -119,6 +122,23 @@ def training_rows(folder: Path) -> list[Row]:
     return rows
 
 
+def twin_rows() -> list[Row]:
+    """Harmless prompts that sound alarming, and unsafe ones that resemble them; this project wrote both."""
+    rows: list[Row] = []
+    for name, label in TWINS.items():
+        for line in (Path(__file__).resolve().parent / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            rows.append(Row(name, row["text"], label, row.get("category")))
+    return rows
+
+
+def rows_to_learn(folder: Path) -> list[Row]:
+    """The public rows, then the twins; no text twice with two labels."""
+    public, twins = training_rows(folder), twin_rows()
+    own = {row.text for row in twins}
+    return [row for row in public if row.text not in own] + twins
+
+
 def everyday_rows(folder: Path) -> list[str]:
     """Held-out harmless everyday questions."""
     return [
@@ -131,7 +151,7 @@ def everyday_rows(folder: Path) -> list[str]:
 
 def fit(data: Path, out: Path) -> Guard:
     """Fit, set the threshold, save."""
-    rows = training_rows(data / "train")
+    rows = rows_to_learn(data / "train")
     guard = Guard().fit(
         [row.text for row in rows],
         [row.label for row in rows],
@@ -157,7 +177,7 @@ def fit(data: Path, out: Path) -> Guard:
 
 def add_categories(data: Path, out: Path) -> Guard:
     """Learn the categories of the prompts that the bundle in `out` was fitted on; its scores stay what they are."""
-    rows = [row for row in training_rows(data / "train") if row.category is not None]
+    rows = [row for row in rows_to_learn(data / "train") if row.category is not None]
     guard = Guard.from_pretrained(out)
     guard.assign_categories([row.text for row in rows], [row.category for row in rows])
     guard.save_pretrained(out)

@@ -13,32 +13,34 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from mlpm_guard.encoders import adapter as adapters
 from mlpm_guard.encoders.base import EncoderIdentity
 from mlpm_guard.errors import ConfigurationError
 
 
-class LowRank(nn.Module):
-    """Adds `up @ down` to a weight; nothing at the start, because `up` is zero.
+class LowRankLinear(nn.Linear):
+    """A frozen linear map with a trainable addition `up @ down`; nothing at the start, because `up` is zero.
+
+    The product is never formed, so that no gradient of the size of the weight is.
 
     Args:
-        weight: the weight, shape (out, in).
+        base: the map; its weight and bias are shared.
         rank: of the addition.
         scale: of the addition; only its size while training, since saved tensors hold it.
     """
 
-    def __init__(self, weight: Tensor, rank: int, scale: float = 2.0) -> None:
-        super().__init__()
+    def __init__(self, base: nn.Linear, rank: int, scale: float = 2.0) -> None:
+        super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
+        self.weight, self.bias = base.weight, base.bias
         self.scale = scale
-        self.down = nn.Parameter(torch.empty(rank, weight.shape[1], device=weight.device))
-        self.up = nn.Parameter(torch.zeros(weight.shape[0], rank, device=weight.device))
+        self.down = nn.Parameter(torch.empty(rank, base.in_features, device=base.weight.device))
+        self.up = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """The weight as it is used."""
-        return weight + self.scale * (self.up @ self.down)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """What the map gives, with its addition."""
+        return super().forward(input) + self.scale * nn.functional.linear(nn.functional.linear(input, self.down), self.up)
 
 
 def linear_maps(model: nn.Module, names: tuple[str, ...]) -> Iterator[tuple[str, nn.Linear]]:
@@ -69,9 +71,9 @@ def attach(model: nn.Module, names: tuple[str, ...], rank: int) -> list[nn.Param
     if not chosen:
         raise ConfigurationError(f"the model has no linear maps named {', '.join(names)}")
     added: list[nn.Parameter] = []
-    for _, module in chosen:
-        addition = LowRank(module.weight, rank)
-        parametrize.register_parametrization(module, "weight", addition)
+    for name, module in chosen:
+        addition = LowRankLinear(module, rank)
+        model.set_submodule(name, addition)
         added += [addition.down, addition.up]
     return added
 
@@ -80,11 +82,9 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """The additions of a model that `attach` was called on, in half precision: `<name>.down` and `<name>.up`."""
     found: dict[str, Tensor] = {}
     for name, module in model.named_modules():
-        if not isinstance(module, LowRank):
-            continue
-        place = name.removesuffix(".parametrizations.weight.0")
-        found[f"{place}.{adapters.DOWN}"] = module.down.detach().half().contiguous()
-        found[f"{place}.{adapters.UP}"] = (module.scale * module.up.detach()).half().contiguous()
+        if isinstance(module, LowRankLinear):
+            found[f"{name}.{adapters.DOWN}"] = module.down.detach().half().contiguous()
+            found[f"{name}.{adapters.UP}"] = (module.scale * module.up.detach()).half().contiguous()
     return found
 
 

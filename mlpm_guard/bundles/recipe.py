@@ -1,0 +1,59 @@
+"""The whole recipe of what ships, in one command: adapter, prompt bundle, response bundle, model cards.
+
+    python mlpm_guard/bundles/recipe.py DATA_FOLDER [--keep-adapter]
+
+DATA_FOLDER (or MLPM_GUARD_DATA) is that of `fit_default.py` and `fit_default_response.py`, with `eval` for the cards. Every step
+is a script of its own, beside this one. With `--keep-adapter` the adapter that is there stays, and what stands on it is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from mlpm_guard.encoders import embedded
+
+HERE = Path(__file__).resolve().parent
+STEPS = ("train_adapter.py", "fit_default.py", "fit_default_response.py", "card.py")
+_PIN = re.compile(r"^ADAPTER_SHA256\b.*$", re.MULTILINE)
+
+
+def pin(adapter: Path, code: Path) -> str:
+    """Write an adapter's SHA-256 into the code that checks it.
+
+    Args:
+        adapter: its file.
+        code: the module with the constant `ADAPTER_SHA256`.
+
+    Returns:
+        The SHA-256.
+    """
+    found = hashlib.sha256(adapter.read_bytes()).hexdigest()
+    text = code.read_text(encoding="utf-8")
+    code.write_text(_PIN.sub(f'ADAPTER_SHA256: str | None = "{found}"', text, count=1), encoding="utf-8")
+    return found
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="?", type=Path, default=os.environ.get("MLPM_GUARD_DATA"))
+    parser.add_argument("--keep-adapter", action="store_true", help="do not train the encoder's adapter anew")
+    options = parser.parse_args()
+    if options.data is None:
+        sys.exit("no data folder: give it as an argument, or set MLPM_GUARD_DATA")
+    for step in STEPS[1 if options.keep_adapter else 0 :]:
+        # Processes of their own: each is to load the adapter that the step before it made.
+        if subprocess.run([sys.executable, str(HERE / step), str(options.data)], check=False).returncode:  # noqa: S603
+            sys.exit(f"{step} failed; what the steps before it made is in place")
+        if step == "train_adapter.py":
+            pin(embedded.ADAPTER, Path(embedded.__file__))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+import gzip
+import json
+import random
+
+import pytest
+
+from mlpm_guard.bundles.augment import benign_twins
+from mlpm_guard.bundles.lessons import HEAVIEST, Lesson, Variation, answers, prompts, weighted
+
+
+def lines(path, rows):
+    path.parent.mkdir(exist_ok=True)
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+
+
+@pytest.fixture
+def data(tmp_path):
+    unsafe = [{"id": f"a{i}", "text": f"do the forbidden thing {i}", "label": 1, "category": "crime"} for i in range(40)]
+    safe = [{"id": f"d{i}", "text": f"how does machine {i} work", "label": 0, "category": None} for i in range(40)]
+    lines(tmp_path / "train" / "advbench.jsonl.gz", unsafe)
+    for name in ("dolly_1k", "bbq_sample", "arena_hard", "self_instruct", "safetext", "cyberseceval_frr"):
+        lines(tmp_path / "train" / f"{name}.jsonl.gz", safe if name == "dolly_1k" else [])
+    answer = {"id": "r1", "prompt": "p", "text": "here is how", "label": 1}
+    for name in ("gptfuzz_resp", "jbb_artifacts_resp"):
+        lines(tmp_path / "response" / f"{name}.jsonl.gz", [answer, {**answer, "id": "r2", "text": "I will not", "label": 0}])
+    return tmp_path
+
+
+def test_prompts_are_the_recipes_rows_and_the_twins_of_both_labels(data):
+    found = prompts(data)
+    sources = {lesson.source for lesson in found}
+    assert {"advbench", "dolly_1k", "benign_twins", "unsafe_twins"} <= sources
+    assert {lesson.label for lesson in found if lesson.source == "unsafe_twins"} == {1}
+    assert [lesson.text for lesson in found if lesson.source == "benign_twins"] == benign_twins()
+    assert {lesson.category for lesson in found if lesson.source == "advbench"} == {"crime"}
+    assert found == prompts(data)
+
+
+def test_answers_are_a_kind_of_their_own(data):
+    found = answers(data)
+    assert {lesson.kind for lesson in found} == {"answer"}
+    assert {"here is how", "I will not"} <= {lesson.text for lesson in found}
+
+
+def test_labels_weigh_alike_and_large_sources_less_a_row(data):
+    lessons = [Lesson(str(i), 0, "large") for i in range(100)] + [Lesson(str(i), 0, "small") for i in range(25)]
+    lessons += [Lesson(str(i), 1, "other") for i in range(5)]
+    of = {lesson.source: lesson.weight for lesson in weighted(lessons)}
+    assert of["small"] == pytest.approx(2 * of["large"])
+    assert sum(lesson.weight for lesson in weighted(lessons) if lesson.label == 0) == pytest.approx(125)
+    assert of["other"] == pytest.approx(1.0)
+    assert max(lesson.weight for lesson in prompts(data)) <= HEAVIEST
+
+
+def test_a_text_varies_and_its_own_words_stay():
+    vary = Variation(["the harmless neighbour sings"], random.Random(0))
+    lesson = Lesson("please do the forbidden thing", 1, "x")
+    seen = {vary(lesson) for _ in range(300)}
+    assert len(seen) > 10
+    assert lesson.text in seen
+    assert any(text.startswith(lesson.text + "\n\nA. ") for text in seen)
+    assert any("neighbour" in text and "\n" not in text for text in seen)
+
+
+def test_only_long_harmless_prompts_are_cut_and_answers_are_read_as_they_are():
+    text = "One sentence has quite a few words. " * 8
+    for lesson, cut in (
+        (Lesson(text, 0, "x"), True),
+        (Lesson(text, 1, "x"), False),
+        (Lesson(text, 1, "x", kind="answer"), False),
+    ):
+        vary = Variation(["harmless"], random.Random(1))
+        assert any(len(vary(lesson)) < len(text) / 2 for _ in range(100)) is cut
+    vary = Variation(["harmless"], random.Random(1))
+    assert {vary(Lesson("short answer", 0, "x", kind="answer")) for _ in range(100)} == {"short answer"}
+
+
+def test_the_same_seed_gives_the_same_texts():
+    lessons = [Lesson(f"please look at number {i}", i % 2, "x") for i in range(50)]
+    first, second = (Variation(["harmless"], random.Random(3)) for _ in range(2))
+    assert [first(lesson) for lesson in lessons] == [second(lesson) for lesson in lessons]
