@@ -2,8 +2,8 @@
 
     python mlpm_guard/bundles/recipe.py DATA_FOLDER [--keep-adapter]
 
-DATA_FOLDER (or MLPM_GUARD_DATA) is that of `fit_default.py` and `fit_default_response.py`, with `eval` for the cards. Every step
-is a script of its own, beside this one. With `--keep-adapter` the adapter that is there stays, and what stands on it is made.
+DATA_FOLDER (or MLPM_GUARD_DATA) is that of `fit_default.py` and `fit_default_response.py`, with `eval` for the cards. Every
+step is a script of its own, beside this one. With `--keep-adapter` the adapter that is there stays; what stands on it is made.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 import hashlib
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,8 +23,7 @@ def test_pinning_changes_the_one_line_and_no_other(tmp_path):
 
 
 def test_the_module_that_is_pinned_has_such_a_line():
-    with open(embedded.__file__, encoding="utf-8") as file:
-        assert len(recipe._PIN.findall(file.read())) == 1
+    assert len(recipe._PIN.findall(Path(embedded.__file__).read_text(encoding="utf-8"))) == 1
 
 
 @pytest.mark.parametrize(("keep", "steps"), [(False, recipe.STEPS), (True, recipe.STEPS[1:])])
