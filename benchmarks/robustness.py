@@ -8,7 +8,6 @@ it says so and ends.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,17 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from _bench import Figure, options, report
-from accuracy import EVERYDAY, HARMLESS, Row, _rows, held_out
 
 if TYPE_CHECKING:
     from mlpm_guard import Guard
-    from mlpm_guard.evaluation.robustness import Cell, PromptSet
+    from mlpm_guard.evaluation.robustness import Cell
 
-# Held-out requests in plain words; sets of jailbreaks, of toxic statements and of near-identical rows are left out.
-HELD_OUT_HARMFUL = ("advbench", "aart", "catqa", "dangerousqa", "forbidden_questions", "fuzzyai", "multijail")
-HELD_OUT_HARMLESS = (*EVERYDAY, "arena_hard", "certified_safe_prompts", "coconot", "dolly_1k", "gpteacher", "self_instruct")
 _ROWS, _QUICK_ROWS = 160, 24
-_LONGEST = 600
 
 
 def main() -> int:
@@ -42,6 +36,7 @@ def main() -> int:
         print("robustness: skipped, no data folder: give one as an argument or in MLPM_GUARD_DATA")
         return 0
     from mlpm_guard import Guard
+    from mlpm_guard.bundles.card_sets import prompt_sets
     from mlpm_guard.evaluation.robustness import measure
 
     guard = Guard.from_pretrained(arguments.bundle).load()
@@ -55,36 +50,6 @@ def main() -> int:
         "minimum and maximum": "ends of the 95 % interval (shares: exact; ratios and differences: bootstrap over the rows)",
     }
     return report("robustness", figures, quick=arguments.quick, **details)
-
-
-def prompt_sets(folder: Path, limit: int) -> list[PromptSet]:
-    """The sets that are transformed, at most `limit` rows of each."""
-    from mlpm_guard.evaluation.robustness import PromptSet
-
-    harmbench = [row for row in _rows(folder / "eval", "harmbench_guard") if str(row["category"]).startswith("standard")]
-    everyday = [row for name in HARMLESS for row in _rows(folder / "eval", name)]
-    chosen: list[tuple[str, list[Row], bool]] = [
-        ("harmbench standard", harmbench, True),
-        ("simple_safety_tests", _rows(folder / "eval", "simple_safety_tests"), True),
-        ("held-out harmful", list(_held_out(folder, HELD_OUT_HARMFUL, label=1)), True),
-        ("harmless benchmarks", everyday, False),
-        ("held-out harmless", list(_held_out(folder, HELD_OUT_HARMLESS, label=0)), False),
-    ]
-    return [PromptSet(name, [str(row["text"]) for row in _drawn(rows, limit)], harmful) for name, rows, harmful in chosen]
-
-
-def _held_out(folder: Path, names: Sequence[str], *, label: int) -> Iterator[Row]:
-    """Rows that no recipe learns from; long ones are left out, since padding would not make them longer."""
-    for name in names:
-        for row in _rows(folder / "train", name):
-            short = len(str(row["text"])) <= _LONGEST
-            if int(row["label"]) == label and row["lang"] == "en" and short and held_out(str(row["id"]), name):
-                yield row
-
-
-def _drawn(rows: Sequence[Row], limit: int) -> list[Row]:
-    """At most `limit` rows, by a hash of their ids."""
-    return sorted(rows, key=lambda row: hashlib.sha256(str(row["id"]).encode()).digest())[:limit]
 
 
 def _figures(cells: Sequence[Cell]) -> Iterator[Figure]:
@@ -103,14 +68,14 @@ def _figures(cells: Sequence[Cell]) -> Iterator[Figure]:
 
 def _languages(guard: Guard, folder: Path, limit: int) -> Iterator[Figure]:
     """Harmful requests and harmless questions by language, of questions that no recipe learns from."""
+    from mlpm_guard.bundles.card_sets import TRANSLATED, drawn, translations
     from mlpm_guard.evaluation.intervals import exact
     from mlpm_guard.evaluation.robustness import judged
 
-    for name, verb in (("multijail", "recall"), ("xquad_questions", "flagged")):
-        rows = [row for row in _rows(folder / "train", name) if held_out(str(row["id"]), name)]
-        for language in sorted({str(row["lang"]) for row in rows}):
-            chosen = _drawn([row for row in rows if row["lang"] == language], limit)
-            flagged, _ = judged(guard, [str(row["text"]) for row in chosen])
+    for name, verb in zip(TRANSLATED, ("recall", "flagged"), strict=True):
+        for language, prompts in translations(folder, name).items():
+            chosen = drawn(prompts, limit)
+            flagged, _ = judged(guard, [each.text for each in chosen])
             interval = exact(int(flagged.sum()), len(chosen))
             assert interval is not None
             yield Figure(f"{verb}, {name}, {language}", float(flagged.mean()), *interval, len(chosen), "share")
