@@ -121,8 +121,8 @@ the share of harmful prompts among those it was measured on; in traffic with few
 ### Disguises, wrappers and padding
 
 At most {figures.rows} rows of each set, seed {figures.seed}: recall, and its ratio to clean recall; harmless prompts
-flagged, and how many more than clean. Wrappers and padding are others than those that anything here learned from; typos are made
-in the same way.
+flagged, and how many more than clean. Wrappers and padding are others than those that anything here learned from; typos are
+made in the same way.
 
 {card_tables.robustness_tables(figures)}
 {trials}
@@ -229,7 +229,7 @@ def data_section(bundle: Bundle, counts: Mapping[str, int], what: str) -> str:
     written = [name for name in counts if (source := find(name)) is not None and source.origin is None]
     copies = [name for name in written if name.partition(":")[0] == COPIES]
     lines = [
-        f"{labels} were learned from, {sum(counts.values()):,} rows in all (long ones in several windows: "
+        f"{labels or what.capitalize()} were learned from, {sum(counts.values()):,} rows in all (long ones in several windows: "
         f"{bundle.manifest.examples['safe']:,} harmless and {bundle.manifest.examples['unsafe']:,} harmful windows).",
         "",
         card_tables.data_table(counts),
