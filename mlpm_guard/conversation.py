@@ -5,13 +5,15 @@ Knows nothing of encoders, labels or scores. No `repr` here shows text, so that 
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from mlpm_guard.errors import EmptyInputError, InvalidConversationError
+from mlpm_guard.lookalikes import FOLDS, SIGNS
 from mlpm_guard.tools import ToolUse
 from mlpm_guard.verdict import Target
 
@@ -119,16 +121,6 @@ class Conversation:
             raise EmptyInputError("the turn to judge holds no text")
         return index
 
-    def normalised(self) -> Conversation:
-        """The same conversation with every text normalised; itself where nothing changes."""
-        messages = tuple(
-            message
-            if (text := normalise(message.content)) == message.content
-            else Message(message.role, text, message.not_judged)
-            for message in self.messages
-        )
-        return self if messages == self.messages else Conversation(messages)
-
     def without_instructions(self) -> Conversation:
         """The conversation without its system and developer messages."""
         return Conversation(tuple(message for message in self.messages if message.role not in _INSTRUCTION_ROLES))
@@ -198,29 +190,21 @@ def repair(text: str) -> str:
     return text
 
 
-# Letters of other scripts that are drawn like a Latin letter (the everyday part of Unicode's confusables.txt, UTS #39).
-# What NFKC folds already (full-width, mathematical, circled letters) is not repeated here.
-_LOOK_ALIKES = {
-    "a": "аɑα", "b": "ЬƄь", "c": "сϲᴄ", "d": "ԁɗ", "e": "еҽєε", "f": "ғ", "g": "ɡց", "h": "һհ", "i": "іıɩιӏ", "j": "јϳ",
-    "k": "кκқ", "l": "ⅼ", "m": "м", "n": "пոη", "o": "оοօσ", "p": "рρ", "q": "ԛգ", "r": "гᴦ", "s": "ѕꜱ", "t": "тτ",
-    "u": "υսᴜ", "v": "νѵᴠ", "w": "ԝѡᴡω", "x": "хχ", "y": "уγү", "z": "ᴢ",
-    "A": "АΑ", "B": "ВΒ", "C": "СϹ", "D": "Ꭰ", "E": "ЕΕ", "F": "Ϝ", "G": "Ԍ", "H": "НΗ", "I": "ІΙӀ", "J": "Ј", "K": "КΚ",
-    "L": "Ꮮ", "M": "МΜ", "N": "Ν", "O": "ОΟՕ", "P": "РΡ", "Q": "Ԛ", "R": "Ꭱ", "S": "Ѕ", "T": "ТΤ", "U": "Ս", "V": "Ѵ",
-    "W": "Ԝ", "X": "ХΧ", "Y": "ҮΥ", "Z": "Ζ",
-}  # fmt: skip
-_FOLD = {ord(alike): latin for latin, alikes in _LOOK_ALIKES.items() for alike in alikes}
 _MAX_PASSES = 4  # folding may bring together what composes; two passes were enough for 60,000 random texts
 _LATIN = re.compile(r"[A-Za-z]")
-_WORD = re.compile(r"[^\W\d_]+")
+_WORD = re.compile(rf"(?:[^\W_]|[{re.escape(SIGNS)}])+")
 _OTHER_LETTER = re.compile(r"[^\W\d_A-Za-z]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_STACKED = 3  # marks that no language writes on Latin letters, from which all accents of a text are taken for decoration
 
 
 def normalise(text: str) -> str:
     """Undo disguises that leave a text readable for a person.
 
     NFKC; invisible, bidirectional and control characters removed (line breaks and tabs stay); stacked combining marks removed
-    from Latin letters; look-alike letters folded to Latin inside words that mix scripts, and everywhere in a text that is
-    mostly Latin. Text in another script is left alone.
+    from Latin letters, and where there are many of them all accents; look-alike letters folded to Latin inside words that mix
+    scripts and, where there are such words and most of the text is Latin, in all words that can be Latin. Text in another
+    script is left alone.
     """
     for _ in range(_MAX_PASSES):
         undone = _undo_disguises(text)
@@ -232,29 +216,49 @@ def normalise(text: str) -> str:
 
 def _undo_disguises(text: str) -> str:
     if text.isascii():
-        return text if text.isprintable() else "".join(c for c in text if c.isprintable() or c in "\n\t\r")
+        return _CONTROL.sub("", text)
     text = unicodedata.normalize("NFKC", text)
     kept: list[str] = []
+    latin = stacked = 0
     after_latin = False
     for char in text:
-        category = unicodedata.category(char)
-        if category in {"Cf", "Cc", "Co", "Cn"}:
-            # Joiners shape Indic and Arabic letters and emoji; between those they carry meaning, but no words hide behind them.
-            if char in "\n\t\r":
-                kept.append(char)
+        kind = _kind(char)
+        if kind == "invisible" or (kind == "mark" and (after_latin or char >= "\ufe00")):
+            stacked += kind == "mark" and after_latin
             continue
-        if category in {"Mn", "Me"}:
-            if not after_latin and char < "\ufe00":
-                kept.append(char)
-            continue
-        after_latin = "LATIN" in unicodedata.name(char, "") if category[0] == "L" else False
+        if kind != "mark":
+            after_latin = kind == "latin"
+            latin += after_latin
         kept.append(char)
     text = "".join(kept)
+    if stacked >= _STACKED and stacked * 5 >= latin:
+        bare = (unicodedata.normalize("NFD", char)[0] if _kind(char) == "latin" else char for char in text)
+        text = "".join(char for char in bare if _kind(char) != "mark")
     if text.isascii():
         return text
     latin = len(_LATIN.findall(text))
     if latin == 0:
         return text
-    if latin > len(_OTHER_LETTER.findall(text)):
-        return text.translate(_FOLD)
-    return _WORD.sub(lambda word: word[0].translate(_FOLD) if _LATIN.search(word[0]) else word[0], text)
+    mixed = any(not word.isascii() and _LATIN.search(word) and word.translate(FOLDS) != word for word in _WORD.findall(text))
+    if not mixed:
+        return text  # words of several languages side by side
+    mostly = latin > len(_OTHER_LETTER.findall(text))
+    return _WORD.sub(lambda word: _folded(word[0], mostly), text)
+
+
+def _folded(word: str, mostly_latin: bool) -> str:
+    if word.isascii():
+        return word
+    folded = word.translate(FOLDS)
+    return folded if _LATIN.search(word) or (mostly_latin and folded.isascii()) else word
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _kind(char: str) -> Literal["invisible", "mark", "latin", "other"]:
+    category = unicodedata.category(char)
+    if category in {"Cf", "Cc", "Co", "Cn"}:
+        # Joiners shape Indic and Arabic letters and emoji; between those they carry meaning, but no words hide behind them.
+        return "other" if char in "\n\t\r" else "invisible"
+    if category in {"Mn", "Me"}:
+        return "mark"
+    return "latin" if category[0] == "L" and "LATIN" in unicodedata.name(char, "") else "other"

@@ -9,17 +9,18 @@ import logging
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from mlpm_guard.conversation import Conversation, Message
+from mlpm_guard.disguises import Undisguised, undisguise
 from mlpm_guard.encoders.base import Encoder
 from mlpm_guard.errors import EncoderError, GuardTimeoutError, MlpmGuardError, NonFiniteError
 from mlpm_guard.prototypes.categories import Categories
 from mlpm_guard.prototypes.novelty import Novelty
 from mlpm_guard.prototypes.scorer import Array, LayerScorer
-from mlpm_guard.verdict import Target, WindowEvidence
+from mlpm_guard.verdict import Form, Target, WindowEvidence
 from mlpm_guard.windows import Piece, Spans, cut, surely_whole
 
 _log = logging.getLogger("mlpm_guard")
@@ -99,7 +100,7 @@ class Reading:
     Attributes:
         target: which turn is judged.
         window: tokens of a judging window.
-        normalise: whether disguised text is also judged in its normalised form.
+        normalise: whether it is also judged what disguised text says; see `disguises`.
         fragment_margin: most that is deducted from a fragment, as a share of the distance between the classes.
     """
 
@@ -149,7 +150,7 @@ def needs_spans(conversation: Conversation, turn: str, window: int) -> bool:
 
 
 def units(conversation: Conversation, encoder: Encoder, reading: Reading, spans: TokenSpans | None = None) -> list[Unit]:
-    """Every piece of a conversation that is judged: the turn alone and the turn in its context, raw and normalised.
+    """Every piece of a conversation that is judged: the turn alone and the turn in its context, in every form of their text.
 
     A prompt is also judged sentence by sentence. An answer is not: its single sentences say too little of what it does, and the
     worst of many harmless ones would decide too often. `context_of` says when an answer's context is judged.
@@ -163,33 +164,83 @@ def units(conversation: Conversation, encoder: Encoder, reading: Reading, spans:
     Raises:
         InputError: there is nothing that can be judged.
     """
-    conversation.turn_index(reading.target)
+    index = conversation.turn_index(reading.target)
     spans = spans or TokenSpans(encoder)
-    forms: list[tuple[Literal["raw", "normalised"], Conversation]] = [("raw", conversation)]
-    if reading.normalise and (plain := conversation.normalised()) is not conversation:
-        forms.append(("normalised", plain))
     found: list[Unit] = []
-    for form, each in forms:
-        index = conversation.turn_index(reading.target)
+    judged: set[str] = set()
+    for form, each in _forms(conversation, index, reading):
         turn = each.messages[index]
         if not turn.content.strip():
             continue  # nothing but invisible characters, which the raw form has kept
-        if surely_whole(turn.content, reading.window):
-            pieces = [Piece(0, len(turn.content), "whole")]
-        else:
-            pieces = cut(turn.content, spans(turn.content), reading.window)
-        if reading.target == "response":
-            pieces = [piece for piece in pieces if piece.kind != "fragment"]
-        role = turn.role if turn.role == "assistant" else "user"
-        for at, piece in enumerate(pieces):
-            message = Message(role, turn.content[piece.start : piece.end])
-            where = WindowEvidence(view="turn", form=form, kind=piece.kind, index=at, count=len(pieces))
-            found.append(Unit(Conversation((message,)), where))
+        if turn.content not in judged:
+            judged.add(turn.content)
+            unchanged = turn.content == conversation.messages[index].content
+            found += _pieces_of(turn, "raw" if unchanged else form, reading, spans)
+        if form == "payload":
+            continue
         context = context_of(each, index, encoder, reading, spans)
         if context is not None:
             where = WindowEvidence(view="context", form=form, kind="whole", index=0, count=1)
             found.append(Unit(context, where))
     return found
+
+
+def _forms(conversation: Conversation, index: int, reading: Reading) -> list[tuple[Form, Conversation]]:
+    """The conversation as it came, unless its readings leave that out; as it reads; and what the judged turn has encoded."""
+    messages = conversation.messages
+    readings = _readings(conversation, reading)
+    found = [each.form for each in (readings[index], *readings) if each is not None]
+    if not found:
+        return [("raw", conversation)]
+    kept = [_as_it_reads(*each) if _replaces(each[1], reading) else each[0] for each in zip(messages, readings, strict=True)]
+    read = [_as_it_reads(*each) for each in zip(messages, readings, strict=True)]
+    forms: list[tuple[Form, Conversation]] = [(found[0], Conversation(tuple(read)))]
+    if kept != read:
+        forms.insert(0, ("raw" if kept[index] is messages[index] else found[0], Conversation(tuple(kept))))
+    turn = readings[index]
+    if turn is not None and turn.payload is not None:
+        alone = Message(messages[index].role, turn.payload)
+        forms.append(("payload", Conversation((*read[:index], alone, *read[index + 1 :]))))
+    return forms
+
+
+def as_read(conversation: Conversation, reading: Reading) -> Conversation:
+    """The conversation with every text that is disguised beyond doubt as it reads; itself where there is none."""
+    readings = _readings(conversation, reading)
+    if not any(_replaces(each, reading) for each in readings):
+        return conversation
+    pairs = zip(conversation.messages, readings, strict=True)
+    return Conversation(tuple(_as_it_reads(*each) if _replaces(each[1], reading) else each[0] for each in pairs))
+
+
+def _readings(conversation: Conversation, reading: Reading) -> list[Undisguised | None]:
+    return [undisguise(message.content) if reading.normalise else None for message in conversation.messages]
+
+
+def _replaces(found: Undisguised | None, reading: Reading) -> bool:
+    # An answer quotes, encodes and shows code more often than it hides something: it is never judged by its readings alone.
+    return found is not None and found.certain and reading.target == "prompt"
+
+
+def _as_it_reads(message: Message, found: Undisguised | None) -> Message:
+    return message if found is None else Message(message.role, found.text, message.not_judged)
+
+
+def _pieces_of(turn: Message, form: Form, reading: Reading, spans: TokenSpans) -> list[Unit]:
+    if surely_whole(turn.content, reading.window):
+        pieces = [Piece(0, len(turn.content), "whole")]
+    else:
+        pieces = cut(turn.content, spans(turn.content), reading.window)
+    if reading.target == "response":
+        pieces = [piece for piece in pieces if piece.kind != "fragment"]
+    role = turn.role if turn.role == "assistant" else "user"
+    return [
+        Unit(
+            Conversation((Message(role, turn.content[piece.start : piece.end]),)),
+            WindowEvidence(view="turn", form=form, kind=piece.kind, index=at, count=len(pieces)),
+        )
+        for at, piece in enumerate(pieces)
+    ]
 
 
 def context_of(
@@ -418,7 +469,7 @@ def _margins(where: Sequence[WindowEvidence], log_odds: Array, share: float, lev
     """
     margins = np.zeros(len(where))
     calm, distance = levels[0], levels[1] - levels[0]
-    for form in ("raw", "normalised"):
+    for form in dict.fromkeys(each.form for each in where):
         chosen = [index for index, each in enumerate(where) if each.kind == "fragment" and each.form == form]
         if not chosen or distance <= 0.0:
             continue

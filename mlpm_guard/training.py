@@ -12,7 +12,7 @@ from mlpm_guard.contradictions import LabelsSeen
 from mlpm_guard.conversation import Conversation, ConversationLike, Message
 from mlpm_guard.encoders.base import Encoder, States
 from mlpm_guard.errors import CategoryError, ContradictoryLabelsError, DataError, InputError
-from mlpm_guard.judging import Reading, TokenSpans, context_of, needs_spans
+from mlpm_guard.judging import Reading, TokenSpans, as_read, context_of, needs_spans
 from mlpm_guard.prototypes.categories import UNKNOWN, require_name
 from mlpm_guard.prototypes.classifier import content_keys
 from mlpm_guard.verdict import Target
@@ -81,7 +81,8 @@ def examples(
     """Layer states, labels, keys and categories of training windows, a chunk at a time.
 
     A prompt of several windows gives up to four of them, spread evenly, each with the prompt's label; one in a context gives
-    that. An answer gives its first and its last window and, where answers are judged in their context, that too.
+    that. An answer gives its first and its last window and, where answers are judged in their context, that too. What is
+    disguised beyond doubt is learned as it reads, which is how it is judged.
 
     Args:
         prompts: conversations, any iterable.
@@ -252,6 +253,7 @@ def paired(prompts: Iterable[ConversationLike], labels: Iterable[Label]) -> Iter
 def _pieces(
     conversation: Conversation, index: int, reading: Reading, encoder: Encoder, spans: TokenSpans
 ) -> list[Conversation]:
+    conversation = as_read(conversation, reading)
     turn = conversation.messages[index]
     context = context_of(conversation, index, encoder, reading, spans)
     if context is not None and reading.target == "prompt":

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 Target = Literal["prompt", "response"]
 Mode = Literal["enforce", "monitor"]
+Form = Literal["raw", "normalised", "respelled", "decoded", "payload"]
+"""How a text was read: as it came; with look-alike, invisible and stacked characters undone; with leet undone and spaced
+letters joined as well; with encoded passages replaced by what they say as well; or what those passages say, alone."""
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 OnReview = Literal["pass", "block"]
 """What a gate does with an action of "review"."""
@@ -54,7 +57,9 @@ class WindowEvidence(BaseModel):
         view: "turn" (the judged turn alone), "context" (the turn together with what came before it), "prefill" (the
             conversation as the answering model read it), or "decode" (the answer as that model wrote it; `index` counts its
             tokens).
-        form: "raw" text, or "normalised" (look-alike and invisible characters folded).
+        form: "raw" text, or what a disguised text says: "normalised" (look-alike and invisible characters folded), "respelled"
+            (also leet undone and spaced letters joined), "decoded" (also encoded passages such as base64 replaced by what they
+            say), or "payload" (what the encoded passages say, alone).
         kind: "whole" text, an overlapping "window" of a longer one, or a "fragment" (a sentence, or part of a very long one).
         index: position of this piece within its view and form, from 0.
         count: pieces of that view and form.
@@ -63,7 +68,7 @@ class WindowEvidence(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     view: Literal["turn", "context", "prefill", "decode"]
-    form: Literal["raw", "normalised"]
+    form: Form
     kind: Literal["whole", "window", "fragment"]
     index: int = Field(ge=0)
     count: int = Field(ge=1)
