@@ -109,7 +109,7 @@ def _leading(
     for _ in range(_ITERATIONS if near is None else 1):
         directions = qr(_spread(of_layer, directions), mode="economic", check_finite=False)[0]
     spreads, turned = eigh(dgemm(1.0, directions, _spread(of_layer, directions), trans_a=True), check_finite=False)
-    basis = (directions @ turned[:, ::-1])[:, :rank].T.astype(np.float16).astype(np.float32)
+    basis = dgemm(1.0, directions, turned[:, ::-1][:, :rank]).T.astype(np.float16).astype(np.float32)
     degrees = max(of_layer.count - 1.0, 1.0)
     variances = np.maximum(spreads[::-1][:rank], 0.0) / degrees
     total = trace / degrees

@@ -80,16 +80,17 @@ def out_of_fold_log_odds(statistics: PrototypeStatistics, folds: int) -> tuple[A
     held: list[tuple[int, list[int]]] = [(label, statistics.classes[label].sorted_keys()) for label in CLASSES]
     labels = np.concatenate([np.full(len(keys), label) for label, keys in held])
     times = np.array([statistics.classes[label].rows[key].times for label, of_class in held for key in of_class], float)
+    places = {label: np.flatnonzero(labels == label) for label in CLASSES}
     folds = max(folds, 1)
-    assigned = np.concatenate([np.arange(len(of_class)) % folds for _, of_class in held])
     log_odds = np.zeros((len(labels), statistics.layers))
     for layer in range(statistics.layers):
-        rows = np.concatenate([statistics.classes[label].layer(layer, of_class)[0] for label, of_class in held if of_class])
+        of_layer = {label: statistics.classes[label].layer(layer, of_class) for label, of_class in held if of_class}
         for fold in range(folds):
-            chosen = assigned == fold
             left_out = {} if folds == 1 else {label: of_class[fold::folds] for label, of_class in held}
-            weights, bias = _solve(moments(statistics, layer, left_out), statistics.dim)
-            log_odds[chosen, layer] = products(rows[chosen], weights) + bias
+            known = {label: (rows[fold::folds], often[fold::folds]) for label, (rows, often) in of_layer.items()}
+            weights, bias = _solve(moments(statistics, layer, left_out, known), statistics.dim)
+            for label, (rows, _) in known.items():
+                log_odds[places[label][fold::folds], layer] = products(rows, weights) + bias
     return log_odds, labels, times
 
 
@@ -125,8 +126,20 @@ def _solve(of_layer: Moments, dim: int) -> tuple[Array, float]:
     return weights, float(-0.5 * weights @ (of_layer.means[1] + of_layer.means[0]))
 
 
-def moments(statistics: PrototypeStatistics, layer: int, left_out: dict[int, list[int]]) -> Moments:
-    """Count, means and scatter of one layer, without the rows named by key."""
+def moments(
+    statistics: PrototypeStatistics,
+    layer: int,
+    left_out: dict[int, list[int]],
+    known: dict[int, tuple[Array, Array]] | None = None,
+) -> Moments:
+    """Count, means and scatter of one layer, without the rows named by key.
+
+    Args:
+        statistics: of all prompts.
+        layer: position of the layer.
+        left_out: keys by class.
+        known: what `ClassStatistics.layer` gives for them, by class, where the caller has it already.
+    """
     count = 0.0
     means = np.zeros((len(CLASSES), statistics.dim))
     factors: list[Array] = []
@@ -142,10 +155,14 @@ def moments(statistics: PrototypeStatistics, layer: int, left_out: dict[int, lis
             rows, times = of_class.layer(layer, keys)
             number = times.sum()
             means[label] = weighted_sum(times, rows) / number
-            factors.append((rows - means[label]) * np.sqrt(times)[:, None])
+            factors.append(_centred(rows, means[label], times))
+        elif without:
+            gone = of_class.layer(layer, without) if known is None else known[label]
+            number, means[label], rows = _downdate(of_class, layer, *gone)
+            removed.append(rows)
         else:
-            number, means[label], gone = _downdate(of_class, layer, without)
-            removed.append(gone)
+            assert of_class.mean is not None
+            number, means[label] = float(of_class.count), of_class.mean[layer]
         count += number
     factor = np.concatenate(factors) if factors else np.zeros((0, statistics.dim))
     if statistics.upper is None:
@@ -155,22 +172,25 @@ def moments(statistics: PrototypeStatistics, layer: int, left_out: dict[int, lis
     else:
         upper = statistics.upper[layer].copy()
     add_gram(upper, factor)
-    for rows in removed:
-        add_gram(upper, rows, -1.0)
+    if removed:
+        add_gram(upper, np.concatenate(removed), -1.0)
     return Moments(count, means, upper, None)
 
 
-def _downdate(of_class: ClassStatistics, layer: int, without: list[int]) -> tuple[float, Array, Array]:
+def _centred(rows: Array, mean: Array, times: Array) -> Array:
+    """Rows whose Gram matrix is the scatter of rows around their mean, each taken so many times."""
+    found: Array = rows - mean
+    found *= np.sqrt(times)[:, None]
+    return found
+
+
+def _downdate(of_class: ClassStatistics, layer: int, rows: Array, times: Array) -> tuple[float, Array, Array]:
     """Take rows out of a condensed class: the count and mean that are left, and rows whose Gram matrix leaves the scatter."""
     assert of_class.mean is not None
     mean = of_class.mean[layer]
-    if not without:
-        return float(of_class.count), mean, np.zeros((0, len(mean)))
-    rows, times = of_class.layer(layer, without)
     out = times.sum()
     out_mean = weighted_sum(times, rows) / out
     left = of_class.count - out
     left_mean = (mean * of_class.count - out_mean * out) / left
-    centred = (rows - out_mean) * np.sqrt(times)[:, None]
     shift = (out_mean - left_mean) * np.sqrt(left * out / of_class.count)
-    return float(left), left_mean, np.concatenate([centred, shift[None]])
+    return float(left), left_mean, np.concatenate([_centred(rows, out_mean, times), shift[None]])
