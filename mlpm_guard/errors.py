@@ -196,7 +196,8 @@ class Blocked(MlpmGuardError):
             return f"{self._what} blocked: it could not be judged ({verdict.error})"
         score = "unknown" if verdict.score is None else f"{verdict.score:.3f}"
         category = f", category {verdict.category}" if verdict.category else ""
-        return f"{self._what} blocked: score {score}, threshold {verdict.threshold:.3f}{category}"
+        by = f", flagged by {', '.join(verdict.flagged_by)}" if verdict.flagged_by else ""
+        return f"{self._what} blocked: score {score}, threshold {verdict.threshold:.3f}{category}{by}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.verdict,)

@@ -53,13 +53,12 @@ def refitted(
     Raises:
         DataError: a class has too few prompts, or the states do not vary.
     """
-    # Layers that added categories read stay, because those categories do.
-    also_read = sorted({int(at) for block in model.categories.added for at in block.positions})
     if keep_layers:
         return classifier.move(model.fitted_scorer, before)
     if before.trimmed:
         return classifier.shift(model.fitted_scorer, before)
-    return classifier.refit(also_read)
+    # Layers that added categories read stay, because those categories do.
+    return classifier.refit(sorted({int(at) for block in model.categories.added for at in block.positions}))
 
 
 def relearned(before: Model | None, classifier: PrototypeClassifier, change: Change | None) -> Model:

@@ -181,7 +181,7 @@ def test_an_added_category_flags_by_itself_and_the_verdict_says_so(guard: Guard)
     assert verdict.categories["legal"] >= 0.5
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
     assert not guard.check(CALM).flagged
-    with pytest.raises(PromptBlocked):
+    with pytest.raises(PromptBlocked, match="category legal, flagged by legal"):
         guard.enforce(LEGAL)
 
 
