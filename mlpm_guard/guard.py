@@ -51,7 +51,8 @@ class Guard(Checker):
             typical safe and unsafe prompts. Nothing is deducted in a text that is calm otherwise, all of it where the other
             sentences are raised themselves; 0 judges every sentence like a whole text.
         max_chars: longest conversation in characters; a longer one counts as an error.
-        normalise: also judge disguised text in its normalised form.
+        normalise: undo disguises (look-alike and invisible characters, leet, letters set apart, base64 and its like) and judge
+            what the text says; beyond doubt, that alone.
         rules: phrases and expressions that decide before the model is asked, or None. May be set later.
         review: which verdicts are reviewed although they are not flagged, or None for none. May be set later.
         policy: what is done about categories, by name: "block", "review" or "allow", or a `CategoryPolicy`, which may also give
