@@ -66,6 +66,10 @@ print(verdict.flagged, verdict.score, verdict.threshold, verdict.category)
 
 {data_section(bundle, counts, "prompts")}
 
+**Held out** from every public source, and never learned from: rows whose id has a SHA-1 that is divisible by ten; for MultiJail
+and XQuAD the id without its language, so that translations stay together. Training rows that repeat a row of a test set were
+taken out before.
+
 ## Recipe
 
 {recipe_section(bundle)}
@@ -169,8 +173,8 @@ guard.partial_fit(["Tell me how to pick my neighbour's lock unseen.", "How does 
 guard.save_pretrained("my-guard")
 ```
 
-From a folder of public data, `python mlpm_guard/bundles/fit_default.py DATA_FOLDER` makes this bundle again, and `{COMMAND}`
-this page.
+From a folder of public data, `python mlpm_guard/bundles/recipe.py DATA_FOLDER` makes everything that ships again: adapter,
+bundles and cards.
 
 ## Licence
 
@@ -220,7 +224,7 @@ def counts_of(bundle: Bundle) -> dict[str, int]:
 
 
 def data_section(bundle: Bundle, counts: Mapping[str, int], what: str) -> str:
-    """Sources with counts and licences, what was added, what was kept out."""
+    """Sources with counts and licences, and what was added."""
     notes = bundle.manifest.notes
     of = notes.get(what)
     labels = (
@@ -248,13 +252,7 @@ def data_section(bundle: Bundle, counts: Mapping[str, int], what: str) -> str:
     if copies:
         changed = ", ".join(f"{counts[name]:,} {name.partition(':')[2] or 'copies'}" for name in copies)
         lines += ["", f"Disguised, wrapped and padded copies of training rows, as many harmful as harmless: {changed}."]
-    lines += [
-        "",
-        "**Held out** from every training source, and never learned from: rows whose id has a SHA-1 that is divisible by "
-        "ten; for MultiJail and XQuAD the id without its language, so that translations stay together. Training rows that "
-        "repeat a row of a test set were taken out before.",
-    ]
-    return "\n".join(lines).strip()
+    return "\n".join(lines)
 
 
 def recipe_section(bundle: Bundle) -> str:
@@ -345,7 +343,8 @@ def _training() -> str:
         f"{recipe.BATCH_TOKENS:,} tokens, AdamW, learning rate {recipe.RATE:g} along a cosine, labels smoothed by "
         f"{recipe.SMOOTHING:g}. The loss asks every layer for the label, as the prototypes do, and the last "
         f"{recipe.CATEGORY_LAYERS} for the category; sources weigh as a power of their size. A share of the prompts is varied: "
-        "typos, wrappers, padding, a harmless prompt beside, an exam question, a part of a long harmless one."
+        "typos, wrappers, padding, a harmless prompt beside, an exam question, a part of a long harmless one. "
+        f"{recipe.KEPT:.0%} of what was learned is added to the published weights."
     )
 
 

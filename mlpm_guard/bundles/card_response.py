@@ -71,6 +71,9 @@ print(verdict.flagged, verdict.score, verdict.threshold)
 
 {card_page.data_section(bundle, counts, "answers")}
 
+The test sets below are other sources than the labelled answers above. Of the harmless texts, rows whose id has a SHA-1 that is
+divisible by ten were held out.
+
 ## Recipe
 
 {card_page.recipe_section(bundle)}
@@ -87,6 +90,7 @@ Held-out harmless texts, read as answers, at most {HELD_OUT_ROWS} of a source:
 
 ## Limits
 
+* One of the test sets and one of the sources come from the same project, JailbreakBench.
 * Both sets hold answers to harmful requests, attacks included; other answers are not measured by them but by the last table.
 * The answers learned from are those of a few older models, and some labels are a model's. Other models answer differently.
 * How an answer is read and the rule of the threshold were chosen with the two test sets in view.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from mlpm_guard.bundles.card_figures import (
@@ -58,9 +58,9 @@ def shown(figure: Figure | None) -> str:
     return "–" if figure is None else f"{figure.value:.3f} ({figure.low:.3f}–{figure.high:.3f})"
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; columns after the first are aligned to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], *, words: Collection[str] = ()) -> str:
+    """A table; columns after the first are aligned to the right, but for those of `words`."""
+    lines = [header, ["---", *("---" if name in words else "---:" for name in header[1:])], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -74,7 +74,8 @@ def data_table(counts: Mapping[str, int]) -> str:
         else:
             alike = "yes" if source.share_alike else ""
             rows.append([f"`{name}`", f"{count:,}", source.licence, alike, source.what, source.origin or "this project"])
-    return markdown(["source", "rows", "licence", "share-alike", "what", "from"], rows)
+    words = ["licence", "share-alike", "what", "from"]
+    return markdown(["source", "rows", *words], rows, words=words)
 
 
 def sets_table(shipped: Mapping[str, SetFigures], reference: Mapping[str, SetFigures]) -> str:
@@ -86,7 +87,8 @@ def sets_table(shipped: Mapping[str, SetFigures], reference: Mapping[str, SetFig
             counts = f"{each.unsafe:,} / {each.safe:,}" if who == SHIPPED else ""
             figures = (each.f1, each.average_precision, each.recall, each.flagged)
             rows.append([title, counts, who, *map(shown, figures)])
-    return markdown(["set", "unsafe / safe", "guard", "F1", "average precision", "recall", "harmless flagged"], rows)
+    header = ["set", "unsafe / safe", "guard", "F1", "average precision", "recall", "harmless flagged"]
+    return markdown(header, rows, words=["guard"])
 
 
 def curve_table(figures: CardFigures) -> str:
@@ -95,7 +97,7 @@ def curve_table(figures: CardFigures) -> str:
         (who, each) for pair in zip(figures.shipped.curve, figures.reference.curve, strict=True)
         for who, each in zip((SHIPPED, REFERENCE), pair, strict=True)
     ]  # fmt: skip
-    header = ["everyday prompts flagged at most", *(f"{each.rate:.0%}, {who}" for who, each in columns)]
+    header = ["everyday prompts flagged at most", *(f"{100 * each.rate:g} %, {who}" for who, each in columns)]
     rows = [
         ["threshold", *(f"{each.threshold:.4f}" for _, each in columns)],
         ["everyday, flagged", *(shown(each.everyday) for _, each in columns)],
