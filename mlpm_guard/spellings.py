@@ -22,6 +22,7 @@ _ABBREVIATION = 8
 _KNOWN, _KNOWN_MARKED = 0.6, 0.4
 _MARKED = 1.3
 _CLEAR = 12
+_LONGEST_WORD = 16
 _MOSTLY_LETTERS = 0.6
 _BETWEEN_LETTERS = re.compile(r"[\s._*~•·-]+|(?P<sign>[|+:/^,;'’])(?P=sign)?")
 _ODD = 0.25
@@ -121,11 +122,15 @@ def _cut(letters: Sequence[str], between: Sequence[str], inner: str, ends: _Ends
 
 
 def _one(word: str) -> Split:
-    """A word that was marked as one: it stays one, unless it is clearly several."""
+    """A word that was marked as one: it stays one, unless it is clearly several, or too long for one."""
     if word.isdecimal():
         return Split((word,), 0.0, 1.0)
     found = _spelt(word)
-    if len(found.words) > 1 and (found.known < 1.0 or min(map(len, found.words)) < _FEWEST_LETTERS):
+    if (
+        len(found.words) > 1
+        and len(word) <= _LONGEST_WORD
+        and (found.known < 1.0 or (len(word) < _ABBREVIATION and min(map(len, found.words)) < _FEWEST_LETTERS))
+    ):
         return found._replace(words=("".join(found.words),), known=float(known("".join(found.words))))
     return found
 
