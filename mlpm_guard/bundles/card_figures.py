@@ -36,7 +36,7 @@ from mlpm_guard.verdict import Verdict
 RATES = (0.01, 0.02, 0.05)
 """Shares of everyday prompts flagged at the points of the operating curve."""
 
-ROWS, HELD_OUT_ROWS, SEED = 120, 60, 0
+ROWS, HELD_OUT_ROWS, SEED = 80, 40, 0
 """Rows of a set that is disguised, held-out rows of a source and label, and the seed of disguises and resamples."""
 
 ALL_HARMFUL, ALL_HARMLESS = "all harmful", "all harmless"
