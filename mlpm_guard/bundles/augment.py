@@ -59,17 +59,8 @@ SENTENCES = (
 )
 """Padding for training only."""
 
-PLAN: Mapping[str, int] = {
-    "leet": 500,
-    "spaced": 400,
-    "base64": 200,
-    "homoglyphs": 200,
-    "typos": 300,
-    "role_play": 500,
-    "padded_before": 150,
-    "padded_after": 300,
-}
-"""Copies of each label by transformation."""
+PLAN: Mapping[str, int] = {"base64": 200, "typos": 200, "role_play": 300, "padded_before": 100, "padded_after": 100}
+"""Copies of each label by transformation. Leet, spaced letters and look-alikes are undone before a prompt is judged."""
 
 
 class Copy(NamedTuple):

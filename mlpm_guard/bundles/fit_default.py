@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from mlpm_guard import Guard
+from mlpm_guard.bundles.augment import augmented
 
 SEED = 0
 ROWS_PER_SOURCE = 1300
@@ -58,8 +59,9 @@ DROPPED_CATEGORIES = {
     },
 }
 
-# Written for this project: the harmless ones first.
+# Written for this project.
 TWINS = {"benign_twins": 0, "unsafe_twins": 1}
+COPIES = "copies"
 
 # The threshold flags this share of held-out everyday questions, none of which was trained on.
 EVERYDAY = ("clinc150", "banking77", "nq_open")
@@ -139,6 +141,17 @@ def rows_to_learn(folder: Path) -> list[Row]:
     return [row for row in public if row.text not in own] + twins
 
 
+def rows_with_copies(folder: Path) -> list[Row]:
+    """What the prototypes are fitted on: the rows to learn, and disguised, wrapped and padded copies of some of them."""
+    rows = rows_to_learn(folder)
+    known = {row.text for row in rows}
+    copies: dict[str, Row] = {}
+    for copy in augmented(rows, seed=SEED):
+        if copy.text not in known:
+            copies.setdefault(copy.text, Row(f"{COPIES}:{copy.transformation}", copy.text, copy.label))
+    return [*rows, *copies.values()]
+
+
 def everyday_rows(folder: Path) -> list[str]:
     """Held-out harmless everyday questions."""
     return [
@@ -151,7 +164,7 @@ def everyday_rows(folder: Path) -> list[str]:
 
 def fit(data: Path, out: Path) -> Guard:
     """Fit, set the threshold, save."""
-    rows = rows_to_learn(data / "train")
+    rows = rows_with_copies(data / "train")
     guard = Guard().fit(
         [row.text for row in rows],
         [row.label for row in rows],
