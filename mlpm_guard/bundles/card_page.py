@@ -337,8 +337,8 @@ def _training() -> str:
     from mlpm_guard.bundles.fit_default_response import ANSWERS
 
     return (
-        "Trained by `mlpm_guard/bundles/train_adapter.py` on the prompts of `default` and, with an output of their own, on answers "
-        f"that `default-response` learns from ({', '.join(ANSWERS)} and harmless ones): {recipe.EPOCHS:g} epochs, at most "
+        "Trained by `mlpm_guard/bundles/train_adapter.py` on the prompts of `default` and, with an output of their own, on "
+        f"the answers of `default-response` ({', '.join(ANSWERS)} and harmless ones): {recipe.EPOCHS:g} epochs, at most "
         f"{recipe.LONGEST['prompt']} tokens of a prompt and {recipe.LONGEST['answer']} of an answer, batches of "
         f"{recipe.BATCH_TOKENS:,} tokens, AdamW, learning rate {recipe.RATE:g} along a cosine, labels smoothed by "
         f"{recipe.SMOOTHING:g}. The loss asks every layer for the label, as the prototypes do, and the last "
