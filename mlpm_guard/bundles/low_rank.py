@@ -116,4 +116,5 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], base: EncoderIdentity)
     )
     metadata = {name: str(value) for name, value in info.model_dump().items()}
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
+    Path(path).chmod(0o644)  # it ships: the file is written for its owner alone
     return adapters.read(Path(path))
