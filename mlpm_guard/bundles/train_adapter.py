@@ -222,7 +222,7 @@ def train(lessons: Sequence[Lesson], *, epochs: float = EPOCHS, rank: int = RANK
                     group["lr"] = full * rate(progress.n / progress.total)
                 value = loss(outputs, states(model, batch), target.of(batch.rows))
                 optimizer.zero_grad()
-                value.backward()
+                value.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(added, 1.0)
                 optimizer.step()
                 progress.update(min(len(batch.rows), end - progress.n))
