@@ -41,6 +41,9 @@ def test_the_command_line_blocks_run(tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text(rows())
     (tmp_path / "labelled.jsonl").write_text(rows())
     (tmp_path / "traffic.jsonl").write_text("".join(json.dumps({"text": f"What is {i} plus {i}?"}) + "\n" for i in range(300)))
+    topics = {"legal": "May I contest will number {}?", "everyday": "What is the weather on day {}?"}
+    for name, text in topics.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text.format(i)}) + "\n" for i in range(12)))
     (tmp_path / "pairs.jsonl").write_text(rows().replace('"text"', '"response": "Here you are.", "prompt"'))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     lines = [line.split("  #")[0].strip() for code in CLI for line in code.splitlines() if line.strip()]
