@@ -19,7 +19,7 @@ def test_an_example_runs_and_ends_with_what_it_showed(path: Path, tmp_path: Path
     assert done.stdout.strip().splitlines()[-1].endswith(".")
 
 
-def test_the_quickstart_shows_what_the_guard_catches_and_the_two_harmless_prompts_that_it_takes_for_harmful(tmp_path: Path) -> None:
+def test_the_quickstart_shows_what_the_guard_catches_and_its_two_false_alarms(tmp_path: Path) -> None:
     path = next(path for path in EXAMPLES if path.stem == "quickstart")
     done = subprocess.run([sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "Judged 12 prompts: 8 flagged, 4 allowed." in done.stdout
