@@ -54,7 +54,7 @@ LONGEST = 3000
 # The threshold flags this share of held-out harmless texts, none of which was trained on, as many of each source at most.
 HELD_OUT = (*HARMLESS, "coconot", "gpteacher", "oasst_small", "certified_safe_prompts", "nq_open", "hatecheck")
 HELD_OUT_ROWS = 100
-HELD_OUT_FLAGGED = 0.02
+HELD_OUT_FLAGGED = 0.005
 
 EVERYDAY = Path(__file__).resolve().parent / "everyday_answers.jsonl"
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
