@@ -18,8 +18,8 @@ Means over draws and topics.
   other ten.
 * Names: the shipped guard's likeliest category, by `check_batch`, of every held-out unsafe row whose category is known.
 
-The encoder's adapter is not unlearned: it was trained on rows of clinc150 (as harmless prompts) and of every unsafe category, so
-that for it what is added here is not new.
+The encoder's adapter is not unlearned: it was trained on rows of clinc150 (as harmless prompts) and of every unsafe category;
+what is added here is not new to it.
 
 The settings of the method were chosen on 20 other intents, and on the categories drugs, fraud, hate and privacy; the mean over
 the seven others stands beside the mean over all. "Plain" is a single prototype against the midpoint of safe and unsafe with the
