@@ -28,6 +28,7 @@ _BETWEEN_LETTERS = re.compile(r"[\s._*~•·-]+|(?P<sign>[|+:/^,;'’])(?P=sign)
 _ODD = 0.25
 _END_OF_WORD = re.compile(r"[,;:?!.]")
 _SIGNS = "@$!|+("
+_WORDS_OF_ONE = frozenset("ai")
 
 
 def join_spaced(text: str) -> str:
@@ -58,6 +59,8 @@ def _joined(text: str, found: re.Match[str]) -> tuple[int, str | None]:
         letters, between, start = [text[before], *letters], [inner, *between], before
     plain = sum(map(str.isalpha, letters))
     if plain < _FEWEST_LETTERS or plain < _MOSTLY_LETTERS * len(letters):
+        return start, None
+    if inner == " " and {char.lower() for char in letters} <= _WORDS_OF_ONE:
         return start, None
     odd = sum(not _BETWEEN_LETTERS.fullmatch(gap) for gap in between)
     if odd > (_ODD * len(between) if len(letters) >= _ABBREVIATION else 0):

@@ -308,7 +308,9 @@ def test_long_rows_make_smaller_batches(guard, tmp_path, monkeypatch):
 def test_a_process_that_is_stopped_or_killed_is_continued_with_nothing_lost_or_doubled(tmp_path, stop):
     source, out = jsonl(tmp_path / "in.jsonl", prompts(100)), tmp_path / "out.jsonl"
     program = (
-        "import os; from mlpm_guard import cli, scoring; from mlpm_guard.cli import opening\n"
+        # Whoever starts the tests in the background may have had the signal ignored, which children inherit.
+        "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from mlpm_guard import cli, scoring; from mlpm_guard.cli import opening\n"
         "from mlpm_guard.testing import MockGuard\n"
         "scoring._BATCH_ROWS = 2\n"
         "opening.load_guard = lambda b, t: MockGuard(lambda text: 'unsafe' in text, delay=float(os.environ['DELAY']))\n"
