@@ -72,11 +72,14 @@ def first_pool(mask: Tensor) -> Pool:
 
 
 def mean_first_pool(mask: Tensor) -> Pool:
-    """Pool mean and [CLS], concatenated: (batch, 2 * hidden)."""
-    mean, first = mean_pool(mask), first_pool(mask)
+    """Pool mean and [CLS], concatenated: (batch, 2 * hidden). One product gives both: every operation costs at each layer."""
+    real = mask.to(torch.float32)
+    first = torch.zeros_like(real)
+    first[torch.arange(mask.shape[0], device=mask.device), mask.to(torch.int64).argmax(1)] = 1.0
+    weights = torch.stack([real / real.sum(1, keepdim=True), first], dim=1)
 
     def pool(hidden: Tensor) -> Tensor:
-        return torch.cat([mean(hidden), first(hidden)], dim=1)
+        return torch.bmm(weights.to(hidden.device), hidden.float()).flatten(1)
 
     return pool
 

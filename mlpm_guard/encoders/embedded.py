@@ -12,7 +12,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from mlpm_guard.encoders.transformer import TransformerEncoder
+from mlpm_guard.encoders.bert import BertBlocks
+from mlpm_guard.encoders.transformer import TransformerEncoder, _Loaded
 from mlpm_guard.errors import EncoderLoadError, WeightsMismatchError
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -55,6 +56,11 @@ class EmbeddedEncoder(TransformerEncoder):
 
     def _expected_adapter(self) -> str | None:
         return super()._expected_adapter() or (ADAPTER_SHA256 if self.adapter == DEFAULT else None)
+
+    def _load(self) -> _Loaded:
+        state = super()._load()
+        state.blocks = BertBlocks(state.core)
+        return state
 
     def _source(self) -> str:
         folder = embedded_folder()

@@ -35,6 +35,8 @@ from mlpm_guard.errors import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from mlpm_guard.encoders.bert import BertBlocks
+
 Pooling: TypeAlias = Literal["auto", "last", "mean", "cls", "mean+cls"]
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _FINGERPRINT_VALUES = 65_536
@@ -79,6 +81,8 @@ class _Loaded:
             raise ConfigurationError(f"max_tokens={max_tokens} is more than the {limit} tokens that {source} can read")
         self.max_tokens = max_tokens if max_tokens is not None else limit
         self.merged = merged
+        self.blocks: BertBlocks | None = None
+        """How to run the model without its own forward pass, where nobody else holds it."""
         self.process = os.getpid()
         # Moving a model moves its parameters in place, so this one always tells where it is.
         self.parameter: Tensor = next(self.core.parameters())
@@ -345,14 +349,9 @@ class TransformerEncoder:
         mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
         device = state.parameter.device
         ids, mask = ids.to(device), mask.to(device)
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-        if state.takes_positions:
-            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-        if state.takes_cache:
-            inputs["use_cache"] = False
         with torch.inference_mode():
             try:
-                pooled = state.probe.states(lambda: state.core(**inputs), wanted, POOLS[state.pooling](mask))
+                pooled = self._pooled(state, ids, mask, wanted)
             except MlpmGuardError:
                 raise
             except Exception as error:
@@ -361,6 +360,19 @@ class TransformerEncoder:
                 ) from error
             result: States = pooled.cpu().numpy()
         return result
+
+    @staticmethod
+    def _pooled(state: _Loaded, ids: Tensor, mask: Tensor, wanted: tuple[int, ...]) -> Tensor:
+        """One forward pass: pooled states of shape (rows, len(wanted), dim), from ids and mask of shape (rows, tokens)."""
+        pool = POOLS[state.pooling](mask)
+        if state.blocks is not None:
+            return state.blocks.states(ids, mask, wanted, pool)
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        if state.takes_positions:
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        if state.takes_cache:
+            inputs["use_cache"] = False
+        return state.probe.states(lambda: state.core(**inputs), wanted, pool)
 
     def _resolve(self, depth: int) -> tuple[int, ...]:
         return tuple(range(1, depth + 1)) if self._layers == "all" else self._check_layers(self._layers, depth)
