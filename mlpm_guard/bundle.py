@@ -47,7 +47,7 @@ PROTOTYPES = "prototypes.safetensors"
 STATISTICS = "statistics.safetensors"
 ADAPTER = "adapter.safetensors"
 FORMAT = "mlpm-guard-bundle"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SHIPPED = Path(__file__).parent / "bundles"
 _NOVELTY = {
     "novelty.means": 3,
@@ -159,7 +159,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["mlpm-guard-bundle"] = "mlpm-guard-bundle"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     library_version: str = __version__
     target: Target
     threshold: float = Field(ge=0.0, le=1.0)

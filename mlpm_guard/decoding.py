@@ -16,8 +16,6 @@ from mlpm_guard.policy import Policy, worse
 from mlpm_guard.prototypes.scorer import Array, sigmoid
 from mlpm_guard.verdict import Verdict, WindowEvidence
 
-_SATURATED = 1e-12
-
 
 class DecodeMonitor:
     """Judges answers token by token, by a response guard that was fitted on the answering model.
@@ -154,9 +152,8 @@ class DecodeMonitor:
         categories = np.mean(self._categories[row][-tokens:], axis=0)
         if not (np.isfinite(span).all() and np.isfinite(categories).all()):
             return NonFiniteError("the model's states give a score that is not a number")
-        mean = np.clip(sigmoid(span).mean(axis=0), _SATURATED, 1.0 - _SATURATED)
-        layer_log_odds = np.log(mean) - np.log1p(-mean)
-        score = float(mean @ self._policy.scorer.layer_weights + self._policy.scorer.intercept)
+        layer_log_odds = span.mean(axis=0)
+        score = float(self._policy.scorer.aggregate(layer_log_odds))
         count = self.judged(row)
         where = WindowEvidence(view="decode", form="raw", kind="window", index=count - 1, count=count)
         highest = categories.sum(axis=1) + self._policy.categories.biases

@@ -196,7 +196,7 @@ class Policy:
         )
         # Finite floats all of them, as the judge has seen to: validating six objects again would cost more than making them.
         return tuple(
-            LayerEvidence.model_construct(layer=layer, log_odds=g, probability=p, weight=w, contribution=w * p)
+            LayerEvidence.model_construct(layer=layer, log_odds=g, probability=p, weight=w, contribution=w * g)
             for layer, g, p, w in zip(*columns, strict=True)
         )
 

@@ -252,11 +252,9 @@ class MockGuard(Guard):
             return error
         except Exception as error:  # noqa: BLE001  (fails closed, as a real guard does)
             return EncoderError(f"a function of the mock raised {type(error).__name__}")
-        # The one layer's probability that the fixed aggregation turns into the wanted log-odds.
+        # The one layer's log-odds that the fixed aggregation turns into the wanted ones.
         scorer = policy.scorer
-        share = (_log_odds(answer) - scorer.intercept) / scorer.layer_weights[0]
-        share = float(np.clip(share, 1e-9, 1.0 - 1e-9))
-        log_odds = np.array([np.log(share) - np.log1p(-share)])
+        log_odds = np.array([(_log_odds(answer) - scorer.intercept) / scorer.layer_weights[0]])
         where = WindowEvidence(view="turn", form="raw", kind="whole", index=0, count=1)
         score, categories = float(scorer.aggregate(log_odds[None])[0]), np.array(told)
         return Evidence(score, log_odds, 0.0, where, 1, None, novelty, categories[:, None], categories)

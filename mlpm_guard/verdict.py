@@ -37,7 +37,7 @@ class LayerEvidence(BaseModel):
         log_odds: the layer's discriminant g_l, in nats; positive leans unsafe.
         probability: sigmoid of `log_odds`.
         weight: the layer's weight in the aggregation.
-        contribution: `weight * probability`, in nats. The contributions of all layers plus `Verdict.intercept` are the
+        contribution: `weight * log_odds`, in nats. The contributions of all layers plus `Verdict.intercept` are the
             log-odds of the score.
     """
 

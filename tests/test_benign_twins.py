@@ -51,6 +51,13 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"\w+", text.casefold()))
 
 
+def fits(row: dict[str, str], fewest: int) -> bool:
+    """Whether a row has a prompt's length, in words, or in characters where languages may write none of the blanks between."""
+    if row["topic"] == "multilingual":
+        return fewest <= len(row["text"]) <= 300
+    return fewest <= len(row["text"].split()) <= 60
+
+
 def grams(text: str) -> set[tuple[str, ...]]:
     found = words(text)
     return {found[start : start + GRAM] for start in range(len(found) - GRAM + 1)}
@@ -74,25 +81,25 @@ def repeats(one: set[tuple[str, ...]], other: set[tuple[str, ...]]) -> bool:
 
 
 def test_every_row_has_an_id_a_text_a_topic_and_what_it_resembles() -> None:
-    assert len(ROWS) >= 850
+    assert len(ROWS) >= 3000
     for row in ROWS:
         assert list(row) == ["id", "text", "topic", "resembles"]
         assert row["id"].startswith(f"{row['topic']}-")
         assert row["text"] == row["text"].strip()
-        assert 5 <= len(row["text"].split()) <= 60
+        assert fits(row, 5)
         assert row["resembles"].strip()
 
 
 def test_every_unsafe_row_names_its_category_and_the_harmless_row_that_it_stands_beside() -> None:
     topics = {row["id"]: row["topic"] for row in ROWS}
-    assert len(UNSAFE) >= 440
+    assert len(UNSAFE) >= 2500
     for row in UNSAFE:
         assert list(row) == ["id", "text", "topic", "category", "twin"]
         assert row["category"] in CATEGORIES
         assert row["topic"] == topics[row["twin"]]
         assert row["id"].startswith(f"unsafe-{row['twin']}")
         assert row["text"] == row["text"].strip()
-        assert 4 <= len(row["text"].split()) <= 60
+        assert fits(row, 4)
 
 
 def test_many_unsafe_rows_are_short_and_every_category_has_some() -> None:

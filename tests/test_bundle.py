@@ -166,7 +166,8 @@ def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "advice"), [(2, "Upgrade"), (99, "Upgrade"), (0, "again"), (None, "no schema"), ("1", "no schema")]
+    ("version", "advice"),
+    [(3, "Upgrade"), (99, "Upgrade"), (1, "again"), (0, "again"), (None, "no schema"), ("1", "no schema")],
 )
 def test_another_schema_version_is_refused_with_advice(saved: Path, version: object, advice: str) -> None:
     rewrite(saved, schema_version=version)
@@ -181,7 +182,7 @@ def test_an_older_manifest_is_migrated_where_a_migration_exists(saved: Path, mon
     (saved / "bundle.json").write_text(json.dumps(manifest))
 
     def migrate(old: dict[str, object]) -> dict[str, object]:
-        new = {**old, "schema_version": 1, "threshold": old["limit"]}
+        new = {**old, "schema_version": bundles.SCHEMA_VERSION, "threshold": old["limit"]}
         del new["limit"]
         return new
 

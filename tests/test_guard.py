@@ -55,7 +55,7 @@ def test_contributions_and_intercept_sum_to_the_log_odds_of_the_score(mock_guard
         assert total == pytest.approx(np.log(verdict.score / (1 - verdict.score)), abs=1e-9)
         assert verdict.log_odds == pytest.approx(total, abs=1e-12)
         for layer in verdict.layers:
-            assert layer.contribution == pytest.approx(layer.weight * layer.probability)
+            assert layer.contribution == pytest.approx(layer.weight * layer.log_odds)
 
 
 def test_a_verdict_survives_json_and_pickle_and_cannot_be_changed(mock_guard: Guard) -> None:

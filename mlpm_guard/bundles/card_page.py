@@ -78,7 +78,7 @@ taken out before.
 
 {measured_by(figures.shipped.bundle_id, figures.shipped.threshold)}
 
-Beside it stands the **reference**: plain MLPM as its authors fit it, on the states of the same encoder without an adapter, at
+Beside it stands the **reference**: plain MLPM after its authors, on the states of the same encoder without an adapter, at
 most {ROWS_PER_SOURCE:,} rows of each training source ({safe:,} harmless and {unsafe:,} harmful in all), nothing added,
 threshold {THRESHOLD:g}. Both read texts alike, disguises included. Neither has learned from a row of this section. HarmBench's
 requests for copyrighted text look harmless and are reported apart.
@@ -281,7 +281,7 @@ def recipe_section(bundle: Bundle) -> str:
         "discriminant per layer (Chrabaszcz et al., arXiv 2502.16174). Kept as sums, so that prompts can be learned, unlearned "
         "and merged exactly.",
         f"* **Aggregation**: logistic regression with an L1 penalty (C = {manifest.classifier.C:g}) over the layers' "
-        f"probabilities, fitted on {scores}. Layer weights: {weights_of_layers}.",
+        f"log-odds, no weight below zero, fitted on {scores}. Layer weights: {weights_of_layers}.",
         f"* **Threshold**: {manifest.threshold:g}, by the rule: {notes.get('threshold_rule', 'not recorded')}.",
     ]
     if bundle.categories.names:

@@ -1,7 +1,8 @@
-"""The reference recipe, for comparison: plain MLPM as its authors fit it, on the states of the encoder without an adapter.
+"""The reference recipe, for comparison: plain MLPM after its authors, on the states of the encoder without an adapter.
 
 At most so many rows of every training source, no source left out, nothing added; a fit without out-of-fold scores; threshold
-0.5. Texts are read as for every guard here (windows, disguises), so that recipe and states are all that differs.
+0.5. Texts are read as for every guard here (windows, disguises) and layers are put together as everywhere here, by their
+log-odds (the authors: by their probabilities), so that recipe and states are all that differs.
 Source: Chrabaszcz et al., arXiv 2502.16174.
 """
 

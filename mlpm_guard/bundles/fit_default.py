@@ -30,8 +30,12 @@ SEED = 0
 ROWS_PER_SOURCE = 1300
 SAMPLE_SIZE = 2000
 
-# Fewer rows of sources whose texts are cut from one pattern, or whose label is not about a harmful request.
+# Fewer rows of sources whose texts are cut from one pattern, or whose label is not about a harmful request; more of the short
+# everyday requests and of the languages that are rare elsewhere.
 ROWS_OF = {
+    "clinc150": 2600,
+    "nq_open": 2600,
+    "xquad_questions": 2600,
     # Attacks on the instructions rather than harmful requests; many carry no harmful payload.
     "cyberseceval_prompt_injection": 100,
     "deepset_prompt_injections": 100,

@@ -1,4 +1,4 @@
-"""The sparse aggregation of layer scores: recalibration, then an L1-regularised logistic regression on probabilities."""
+"""The sparse aggregation of layer scores: recalibration, then an L1-regularised logistic regression."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 
-from mlpm_guard.prototypes.scorer import Array, sigmoid
+from mlpm_guard.prototypes.scorer import Array
 
 _NEGLIGIBLE = 1e-6
 _LEAST_SEPARATION = 1e-3
@@ -49,8 +49,11 @@ def fit_layer_weights(
 ) -> tuple[Array, float]:
     """Layer weights and intercept.
 
-    Both classes count the same, and together as much as all training prompts, so that the penalty `C` means what it would mean
-    if the regression saw every prompt instead of a sample.
+    The regression reads log-odds, not probabilities: a probability saturates on prompts like those of training, and then no
+    longer tells the clear from the clearer among others. No weight is negative, because a layer that looks more unsafe is no
+    evidence of the contrary; layers whose weight would be are left out. Both classes count the same, and together as much as
+    all training prompts, so that the penalty `C` means what it would mean if the regression saw every prompt instead of a
+    sample.
 
     Args:
         log_odds: layer log-odds of the sample, shape (n, layers).
@@ -62,18 +65,30 @@ def fit_layer_weights(
     Returns:
         Weights of shape (layers,) and the intercept, in nats.
     """
-    # Centred at one half, a layer without evidence adds nothing and the penalised intercept stays near zero.
-    features = sigmoid(log_odds) - 0.5
     importance = np.asarray(times, np.float64).copy()
     for label in (0, 1):
         importance[labels == label] *= 0.5 * sum(counts) / importance[labels == label].sum()
+    # In the unit of the penalty, the classes are one apart where they are furthest, as between probabilities of 0 and 1.
+    apart = max(_apart(log_odds, labels, importance), float(np.finfo(np.float64).tiny))
+    features = log_odds / apart
     weights, intercept = _regress(features, labels, importance, C)
-    weights[np.abs(weights) < _NEGLIGIBLE * np.abs(weights).max()] = 0.0
+    kept = np.arange(features.shape[1])
+    while len(kept) > 1 and (weights[kept] < 0.0).any():
+        kept = np.delete(kept, int(np.argmin(weights[kept])))
+        weights = np.zeros(features.shape[1])
+        weights[kept], intercept = _regress(features[:, kept], labels, importance, C)
+    weights[weights < _NEGLIGIBLE * np.abs(weights).max()] = 0.0
     if not weights.any():
         # Nothing survived the penalty: too few prompts, or layers that tell nothing. All layers then count alike.
         shared, intercept = _regress(features.mean(axis=1, keepdims=True), labels, importance, 1e6)
         weights = np.full(features.shape[1], shared[0] / features.shape[1])
-    return weights, intercept - 0.5 * float(weights.sum())
+    return weights / apart, intercept
+
+
+def _apart(log_odds: Array, labels: npt.NDArray[np.int64], importance: Array) -> float:
+    """Distance between the means of the two classes, in the layer where it is largest."""
+    means = [np.average(log_odds[labels == label], axis=0, weights=importance[labels == label]) for label in (0, 1)]
+    return float(np.abs(means[1] - means[0]).max())
 
 
 def _regress(features: Array, labels: npt.NDArray[np.int64], importance: Array, C: float) -> tuple[Array, float]:

@@ -348,7 +348,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weights, intercept = fit_layer_weights(log_odds, labels, times, self.C, counts)
         if not weights.any():
             raise DataError("the layer states of the training prompts do not tell the labels apart")
-        scores = sigmoid(log_odds) @ weights + intercept
+        scores = log_odds @ weights + intercept
         levels = (float(np.median(scores[labels == 0])), float(np.median(scores[labels == 1])))
         return Aggregation(discriminants, scales, offsets, weights, intercept, levels)
 

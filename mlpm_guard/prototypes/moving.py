@@ -25,7 +25,7 @@ class Aggregation:
         discriminants: of all layers.
         scales: of every layer's log-odds, shape (layers,).
         offsets: taken off every layer's log-odds before they are scaled, shape (layers,).
-        weights: of the layers' probabilities, shape (layers,).
+        weights: of the layers' scaled log-odds, shape (layers,).
         intercept: log-odds that no layer explains.
         levels: median log-odds of safe and of unsafe prompts that the discriminants had not seen.
     """

@@ -53,5 +53,5 @@ class LayerScorer:
 
     def aggregate(self, log_odds: Array) -> Array:
         """Log-odds of unsafe in nats, shape (n,), from the used layers' log-odds."""
-        scores: Array = sigmoid(log_odds) @ self.layer_weights + self.intercept
+        scores: Array = log_odds @ self.layer_weights + self.intercept
         return scores

@@ -48,11 +48,36 @@ def test_both_classes_count_the_same_however_many_prompts_they_have() -> None:
     scores = gaussian_scores(1.0)
     few = np.concatenate([np.flatnonzero(LABELS == 0), np.flatnonzero(LABELS == 1)[:400]])
     weights, intercept = fit_layer_weights(scores[few, None] - 0.5, LABELS[few], ONCE[few], 1.0, [4000, 400])
-    middle = weights[0] * 0.5 + intercept
-    assert abs(middle) < 0.15
+    assert weights[0] > 0.5
+    assert abs(intercept) < 0.15
 
 
 def test_when_no_layer_survives_the_penalty_all_count_alike() -> None:
     scores = np.stack([gaussian_scores(1.0), gaussian_scores(1.0)], axis=1)
     weights, _ = fit_layer_weights(scores, LABELS, ONCE, 1e-9, [4000, 4000])
     assert weights[0] == weights[1] > 0
+
+
+def test_no_layer_counts_against_what_it_sees() -> None:
+    # The second layer is the first one's noise: unconstrained, it would be taken off.
+    noise = RNG.normal(size=len(LABELS))
+    scores = np.stack([2.0 * LABELS - 1.0 + 2.0 * noise, noise + 0.2 * LABELS - 0.1, gaussian_scores(1.0) - 0.5], axis=1)
+    weights, _ = fit_layer_weights(scores, LABELS, ONCE, 1.0, [4000, 4000])
+    assert (weights >= 0.0).all()
+    assert weights[0] > 0.0
+    assert weights[1] == 0.0
+
+
+def test_what_is_clearer_than_all_that_was_learned_scores_higher_still() -> None:
+    scores = gaussian_scores(6.0)[:, None] - 3.0
+    weights, intercept = fit_layer_weights(scores, LABELS, ONCE, 1.0, [4000, 4000])
+    clear, clearer = (float(np.array([6.0 * each]) @ weights + intercept) for each in (3.0, 6.0))
+    assert clearer - clear > 5.0
+
+
+def test_a_layer_that_tells_nothing_gets_no_weight() -> None:
+    scores = np.stack([gaussian_scores(2.0), gaussian_scores(0.0)], axis=1) - 1.0
+    scales, offsets = recalibrate(scores, LABELS, ONCE)
+    weights, _ = fit_layer_weights(scales * (scores - offsets), LABELS, ONCE, 0.01, [4000, 4000])
+    assert weights[0] > 0.0
+    assert weights[1] == 0.0
