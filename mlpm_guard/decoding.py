@@ -21,7 +21,7 @@ class DecodeMonitor:
     """Judges answers token by token, by a response guard that was fitted on the answering model.
 
     The state of a generated token, when the model reads it back to choose the next one, is the state of the conversation with
-    the answer up to there. Every `every` tokens the mean score of the last `span` tokens is judged; at the end of an answer
+    the answer up to there. Every `every` tokens the mean log-odds of the last `span` tokens are judged; at the end of an answer
     also its last token alone, which is what the response guard was fitted on. Used for one call of `generate`.
 
     Args:
@@ -29,7 +29,7 @@ class DecodeMonitor:
         policy: of the response guard.
         conversations: what is answered, one for each prompt.
         every: tokens between judgements.
-        span: tokens whose mean score is judged.
+        span: tokens whose mean log-odds are judged.
         ends: tokens that end or pad an answer.
         answered: a conversation with the answer that these tokens are, which rules read.
         released: called with the number of tokens of the first row that may leave.
@@ -147,7 +147,7 @@ class DecodeMonitor:
         self.stopped[row] = verdict.blocked
 
     def _evidence(self, row: int, tokens: int) -> Evidence | MlpmGuardError:
-        """Evidence whose score, and whose log-odds of categories, are the mean over the last tokens."""
+        """Evidence whose log-odds, of layers, score and categories, are the mean over the last tokens."""
         span = np.stack(self._log_odds[row][-tokens:])
         categories = np.mean(self._categories[row][-tokens:], axis=0)
         if not (np.isfinite(span).all() and np.isfinite(categories).all()):

@@ -91,7 +91,7 @@ class GuardedGenerator:
         moderation: where a moderator looks: "text" (the answer's text), "decode" (the states with which this model wrote it;
             the moderator must be fitted on this model), or "auto", which is "decode" where that is possible.
         decode_every: tokens between two judgements by decode states.
-        decode_span: tokens whose mean score is judged by decode states.
+        decode_span: tokens whose mean log-odds are judged by decode states.
         stream_options: of the `StreamModerator` that a stream by text goes through (`every`, `hold_back`, ...); a stream by
             decode states has no use for them.
 

@@ -1,7 +1,6 @@
 """PrototypeClassifier: layer states to a probability, with scikit-learn's manners.
 
-Prototypes and a tied covariance per layer, then an L1-regularised logistic regression over the layers' probabilities. Knows no
-text.
+Prototypes and a tied covariance per layer, then an L1-regularised logistic regression over the layers' log-odds. Knows no text.
 """
 
 from __future__ import annotations
