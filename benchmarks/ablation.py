@@ -187,7 +187,7 @@ def aggregator(variant: Variant, log_odds: Array, labels: npt.NDArray[np.int64],
     """From the layers' log-odds to a score, learned on a sample of training windows."""
     from sklearn.linear_model import LogisticRegression
 
-    # As the shipped classifier does: a layer's log-odds are brought to the size that its own spread says.
+    # As the shipped classifier recalibrates: a layer's log-odds are brought to the size that its own spread says.
     middle, spread = log_odds.mean(axis=0), log_odds.std(axis=0)
     separation = (log_odds[labels == 1].mean(axis=0) - log_odds[labels == 0].mean(axis=0)) / spread
 

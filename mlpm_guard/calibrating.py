@@ -25,7 +25,7 @@ from mlpm_guard.prototypes.calibration import (
     threshold_for_objective,
 )
 from mlpm_guard.prototypes.classifier import content_keys
-from mlpm_guard.prototypes.scorer import sigmoid
+from mlpm_guard.prototypes.scorer import certainty
 from mlpm_guard.training import Label, labelled
 from mlpm_guard.variants import variant_key
 from mlpm_guard.verdict import Target
@@ -58,7 +58,7 @@ def calibrated(
     model_alone.rules = None
     log_odds, truth, repeats = _scored(model_alone, prompts, labels)
     scale, offset = (1.0, 0.0) if labels is None else affine_map(log_odds, truth)
-    scores = sigmoid(scale * log_odds + offset)
+    scores = certainty(scale * log_odds + offset)
     rate = None
     if objective is not None:
         point = threshold_for_objective(scores, truth, objective)

@@ -16,6 +16,9 @@ from mlpm_guard.policy import Policy, worse
 from mlpm_guard.prototypes.scorer import Array, sigmoid
 from mlpm_guard.verdict import Verdict, WindowEvidence
 
+_LOUDEST = 20.0
+"""Log-odds in nats that one token adds to a layer's mean at most, so that no odd one outvotes the others."""
+
 
 class DecodeMonitor:
     """Judges answers token by token, by a response guard that was fitted on the answering model.
@@ -152,7 +155,7 @@ class DecodeMonitor:
         categories = np.mean(self._categories[row][-tokens:], axis=0)
         if not (np.isfinite(span).all() and np.isfinite(categories).all()):
             return NonFiniteError("the model's states give a score that is not a number")
-        layer_log_odds = span.mean(axis=0)
+        layer_log_odds = np.clip(span, -_LOUDEST, _LOUDEST).mean(axis=0)
         score = float(self._policy.scorer.aggregate(layer_log_odds))
         count = self.judged(row)
         where = WindowEvidence(view="decode", form="raw", kind="window", index=count - 1, count=count)

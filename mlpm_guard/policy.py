@@ -16,7 +16,7 @@ from mlpm_guard.errors import EncoderError, InputError, MlpmGuardError, NonFinit
 from mlpm_guard.judging import Evidence
 from mlpm_guard.prototypes.categories import Categories
 from mlpm_guard.prototypes.novelty import Novelty
-from mlpm_guard.prototypes.scorer import LayerScorer, sigmoid
+from mlpm_guard.prototypes.scorer import LayerScorer, certainty, sigmoid
 from mlpm_guard.review import Review
 from mlpm_guard.rules import Rules
 from mlpm_guard.verdict import Action, LayerEvidence, Mode, OnReview, Target, Verdict, WindowEvidence
@@ -196,7 +196,7 @@ class Policy:
         )
         # Finite floats all of them, as the judge has seen to: validating six objects again would cost more than making them.
         return tuple(
-            LayerEvidence.model_construct(layer=layer, log_odds=g, probability=p, weight=w, contribution=w * g)
+            LayerEvidence.model_construct(layer=layer, log_odds=g, probability=p, weight=w, contribution=w * g + 0.0)
             for layer, g, p, w in zip(*columns, strict=True)
         )
 
@@ -240,7 +240,7 @@ class Policy:
 
 def probability(evidence: Evidence) -> float:
     """The score that evidence gives."""
-    return float(sigmoid(np.array(evidence.log_odds)))
+    return float(certainty(np.array(evidence.log_odds)))
 
 
 def resettled(verdict: Verdict, threshold: float, mode: Mode, on_error: OnError) -> Verdict:

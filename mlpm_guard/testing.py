@@ -202,9 +202,7 @@ class MockGuard(Guard):
         self.calls: list[int] = []
         zeros = np.zeros((1, self._encoder.dim))
         self._model = Model(
-            LayerScorer(
-                np.array([0]), zeros, np.zeros(1), np.array([2 * _SEPARATION]), -_SEPARATION, (-_SEPARATION, _SEPARATION)
-            ),
+            LayerScorer(np.array([0]), zeros, np.zeros(1), np.ones(1), 0.0, (-_SEPARATION, _SEPARATION)),
             None,
             None,
             categories=Categories(_block(tuple(self._categories), self._encoder.dim)),

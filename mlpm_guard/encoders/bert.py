@@ -61,7 +61,10 @@ class _Block(NamedTuple):
     def of(cls, layer: Any) -> _Block:
         attention = layer.attention.self
         return cls(
-            *(_Linear.of(each) for each in (attention.query, attention.key, attention.value, layer.attention.output.dense)),
+            _Linear.of(attention.query),
+            _Linear.of(attention.key),
+            _Linear.of(attention.value),
+            _Linear.of(layer.attention.output.dense),
             _Norm.of(layer.attention.output.LayerNorm),
             _Linear.of(layer.intermediate.dense),
             _Linear.of(layer.output.dense),
@@ -81,7 +84,8 @@ class BertBlocks:
 
     def __init__(self, core: Any) -> None:
         config = core.config
-        if config.model_type != "bert" or config.is_decoder or config.hidden_act != "gelu":
+        positions = getattr(config, "position_embedding_type", "absolute")
+        if config.model_type != "bert" or config.is_decoder or config.hidden_act != "gelu" or positions != "absolute":
             raise UnsupportedArchitectureError(f"{type(core).__name__} is not a plain BERT encoder; use TransformerEncoder")
         self._embeddings = core.embeddings
         self._norm = _Norm.of(core.embeddings.LayerNorm)

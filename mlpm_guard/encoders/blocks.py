@@ -72,7 +72,13 @@ def first_pool(mask: Tensor) -> Pool:
 
 
 def mean_first_pool(mask: Tensor) -> Pool:
-    """Pool mean and [CLS], concatenated: (batch, 2 * hidden). One product gives both: every operation costs at each layer."""
+    """Pool mean and [CLS], concatenated: (batch, 2 * hidden).
+
+    On a CPU one product gives both, since every operation costs something at each layer. Elsewhere products may be less precise.
+    """
+    if mask.device.type != "cpu":
+        mean, cls = mean_pool(mask), first_pool(mask)
+        return lambda hidden: torch.cat([mean(hidden), cls(hidden)], dim=1)
     real = mask.to(torch.float32)
     first = torch.zeros_like(real)
     first[torch.arange(mask.shape[0], device=mask.device), mask.to(torch.int64).argmax(1)] = 1.0

@@ -69,7 +69,7 @@ def fit_layer_weights(
     for label in (0, 1):
         importance[labels == label] *= 0.5 * sum(counts) / importance[labels == label].sum()
     # In the unit of the penalty, the classes are one apart where they are furthest, as between probabilities of 0 and 1.
-    apart = max(_apart(log_odds, labels, importance), float(np.finfo(np.float64).tiny))
+    apart = max(_apart(log_odds, labels, importance), 1e-9 * float(np.abs(log_odds).max()), float(np.finfo(np.float64).tiny))
     features = log_odds / apart
     weights, intercept = _regress(features, labels, importance, C)
     kept = np.arange(features.shape[1])
@@ -82,6 +82,9 @@ def fit_layer_weights(
         # Nothing survived the penalty: too few prompts, or layers that tell nothing. All layers then count alike.
         shared, intercept = _regress(features.mean(axis=1, keepdims=True), labels, importance, 1e6)
         weights = np.full(features.shape[1], shared[0] / features.shape[1])
+        if shared[0] < 0.0:
+            # By chance, the sample says the opposite of what the discriminants have learned from all prompts.
+            weights, intercept = np.full(features.shape[1], apart / features.shape[1]), 0.0
     return weights / apart, intercept
 
 

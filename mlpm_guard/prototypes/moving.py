@@ -84,12 +84,14 @@ def shifted(scorer: LayerScorer, before: Aggregation, after: Aggregation) -> Lay
     scales, offsets = _scaled_by(scorer, before.discriminants)
     scales = scales * after.scales[used] / before.scales[used]
     offsets = offsets + after.offsets[used] - before.offsets[used]
+    # No layer counts against what it sees; where nothing would be left, layers stay together as they were.
+    weights = np.maximum(scorer.layer_weights + after.weights[used] - before.weights[used], 0.0)
     low, high = (level + new - old for level, new, old in zip(scorer.levels, after.levels, before.levels, strict=True))
     return LayerScorer(
         positions=used,
         weights=after.discriminants.weights[used] * scales[:, None],
         biases=(after.discriminants.biases[used] - offsets) * scales,
-        layer_weights=scorer.layer_weights + after.weights[used] - before.weights[used],
+        layer_weights=weights if weights.any() else scorer.layer_weights,
         intercept=scorer.intercept + after.intercept - before.intercept,
         levels=(low, high),
     )

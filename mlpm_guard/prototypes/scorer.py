@@ -9,10 +9,17 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
+_LEAST = 2.0**-53
+
 
 def sigmoid(log_odds: npt.NDArray[np.floating]) -> Array:
     """Probability of log-odds in nats, without overflow."""
     return 0.5 * (1.0 + np.tanh(0.5 * np.asarray(log_odds, np.float64)))
+
+
+def certainty(log_odds: npt.NDArray[np.floating]) -> Array:
+    """The same, never quite 0 or 1, so that a threshold of 1 is above every score."""
+    return np.clip(sigmoid(log_odds), _LEAST, 1.0 - _LEAST)
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ def verdict_panel(verdict: Verdict) -> RenderableType:
     if verdict.rule is not None:
         return Panel(verdict_heading(verdict), title=title, border_style=style, expand=False)
     assert verdict.intercept is not None
-    table = figures("layer", "probability", "weight", "contribution (nats)")
+    table = figures("layer", "log-odds", "weight", "contribution (nats)")
     for layer in verdict.layers:
-        table.add_row(str(layer.layer), f"{layer.probability:.4f}", f"{layer.weight:+.3f}", f"{layer.contribution:+.3f}")
+        table.add_row(str(layer.layer), f"{layer.log_odds:+.3f}", f"{layer.weight:+.3f}", f"{layer.contribution:+.3f}")
     table.add_row("intercept", "", "", f"{verdict.intercept:+.3f}")
     table.add_row("log-odds", "", "", f"{verdict.log_odds:+.3f}")
     return Panel(Group(verdict_heading(verdict), table), title=title, border_style=style, expand=False)

@@ -81,3 +81,19 @@ def test_a_layer_that_tells_nothing_gets_no_weight() -> None:
     weights, _ = fit_layer_weights(scales * (scores - offsets), LABELS, ONCE, 0.01, [4000, 4000])
     assert weights[0] > 0.0
     assert weights[1] == 0.0
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_layers_that_are_the_wrong_way_round_by_chance_do_not_turn_the_guard_around(layers: int) -> None:
+    scores = np.stack([0.5 - gaussian_scores(1.0) for _ in range(layers)], axis=1)
+    weights, intercept = fit_layer_weights(scores, LABELS, ONCE, 1.0, [4000, 4000])
+    assert np.allclose(weights, 1.0 / layers)
+    assert intercept == 0.0
+
+
+def test_layers_without_any_difference_between_the_classes_have_weights_that_are_numbers() -> None:
+    same = np.tile(RNG.normal(size=len(LABELS) // 2), 2)[:, None]
+    weights, intercept = fit_layer_weights(np.hstack([same, 1e6 * same]), LABELS, ONCE, 1.0, [4000, 4000])
+    assert np.isfinite(weights).all()
+    assert np.isfinite(intercept)
+    assert (weights >= 0.0).all()

@@ -7,7 +7,7 @@ import pytest
 from mlpm_guard.errors import DataError
 from mlpm_guard.prototypes.classifier import PrototypeClassifier
 from mlpm_guard.prototypes.discriminant import fit_discriminants
-from mlpm_guard.prototypes.moving import moved
+from mlpm_guard.prototypes.moving import Aggregation, moved, shifted
 from mlpm_guard.prototypes.statistics import PrototypeStatistics
 
 
@@ -135,3 +135,12 @@ def test_a_shift_uses_the_layers_that_are_used_and_refuses_a_scorer_of_other_sta
     assert large.layer_weights_[0] == 0.0
     with pytest.raises(DataError, match="does not score with the prototypes"):
         large.shift(used, large.statistics_)
+
+
+@pytest.mark.parametrize(("fallen", "expected"), [([0.5, 0.0, 0.25], [0.0, 0.5, 0.25]), ([5.0, 5.0, 5.0], [0.1, 0.5, 0.5])])
+def test_a_shift_gives_no_layer_a_weight_below_zero_and_leaves_the_guard_some(large, fallen, expected):
+    discriminants = fit_discriminants(large.statistics_)
+    before = Aggregation(discriminants, np.ones(3), np.zeros(3), np.full(3, 6.0), 0.0, (-1.0, 1.0))
+    after = replace(before, weights=6.0 - np.array(fallen))
+    scorer = replace(before.scorer(np.arange(3)), layer_weights=np.array([0.1, 0.5, 0.5]))
+    assert shifted(scorer, before, after).layer_weights == pytest.approx(expected)
