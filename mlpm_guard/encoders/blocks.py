@@ -74,7 +74,7 @@ def first_pool(mask: Tensor) -> Pool:
 def mean_first_pool(mask: Tensor) -> Pool:
     """Pool mean and [CLS], concatenated: (batch, 2 * hidden).
 
-    On a CPU one product gives both, since every operation costs something at each layer. Elsewhere products may be less precise.
+    On a CPU one product gives both, since every operation costs time at each layer. Elsewhere products may be less precise.
     """
     if mask.device.type != "cpu":
         mean, cls = mean_pool(mask), first_pool(mask)

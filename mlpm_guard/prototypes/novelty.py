@@ -26,6 +26,8 @@ RANK = 40
 """Directions kept a layer. On the default guard's statistics the summed distances of 900 held-out prompts have a rank
 correlation of 0.98 with the exact ones; 128 directions would have 0.99."""
 
+_NEARLY = 1e-2
+
 
 class _Scaled(NamedTuple):
     """What distances are computed from, in units of the standard deviation outside the leading directions.
@@ -73,7 +75,7 @@ class Novelty:
 
     def _in_one_unit(self) -> _Scaled:
         # Rounded to float16, directions are no longer at right angles; what is short of that would count as outside.
-        basis = np.swapaxes(np.linalg.qr(np.swapaxes(self.basis.astype(np.float64), 1, 2))[0], 1, 2)
+        basis = _orthonormal(self.basis.astype(np.float64))
         scale = 1.0 / np.sqrt(self.rest)[:, None]
         shifts = (self.means - self.means[0]) * scale
         # Along a leading direction, all but rest / variance of the squared length does not count.
@@ -120,3 +122,18 @@ class Novelty:
         nearest = distances.sum(axis=2).min(axis=1)
         shares: Array = np.searchsorted(self.quantiles, nearest, side="left") / len(self.quantiles)
         return shares
+
+
+def _orthonormal(rows: Array) -> Array:
+    """The nearest rows at right angles and of unit length, shape (used, rank, dim), to rows that nearly are.
+
+    Newton's iteration for the polar factor (Higham, SIAM J. Sci. Stat. Comput. 7, 1986): two steps from a rounding error of
+    1e-3 leave 1e-12. It takes a few small products; rows that are further off are factorised.
+    """
+    for _ in range(2):
+        gram = np.matmul(rows, np.swapaxes(rows, 1, 2))
+        if np.abs(gram - np.eye(rows.shape[1])).max(initial=0.0) > _NEARLY:
+            found: Array = np.swapaxes(np.linalg.qr(np.swapaxes(rows, 1, 2))[0], 1, 2)
+            return found
+        rows = 1.5 * rows - 0.5 * np.matmul(gram, rows)
+    return rows
