@@ -51,11 +51,15 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"\w+", text.casefold()))
 
 
+NO_BLANKS = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]")
+"""Thai, Japanese and Chinese write words without blanks between them."""
+
+
 def fits(row: dict[str, str], fewest: int) -> bool:
-    """Whether a row has a prompt's length, in words, or in characters where languages may write none of the blanks between."""
-    if row["topic"] == "multilingual":
+    """Whether a row has a prompt's length. In other languages, which need fewer words than English, three are enough."""
+    if row["topic"] == "multilingual" and NO_BLANKS.search(row["text"]):
         return fewest <= len(row["text"]) <= 300
-    return fewest <= len(row["text"].split()) <= 60
+    return (3 if row["topic"] == "multilingual" else fewest) <= len(row["text"].split()) <= 60
 
 
 def grams(text: str) -> set[tuple[str, ...]]:

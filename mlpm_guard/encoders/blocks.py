@@ -47,8 +47,6 @@ def last_pool(mask: Tensor) -> Pool:
 
 def mean_pool(mask: Tensor) -> Pool:
     """Pool the mean over real tokens, accumulated in float32."""
-    if bool(mask.all()):
-        return lambda hidden: hidden.mean(1, dtype=torch.float32)
     weights = mask.to(torch.float32)
     weights = weights / weights.sum(1, keepdim=True)
 
