@@ -49,10 +49,12 @@ class Conversation:
     Attributes:
         messages: the turns.
         tool_use: tools that an answering model is shown with them; no part of what `parse` reads.
+        token_ids: how the encoder that is about to read it tokenises it, where that is known; no part of what `parse` reads.
     """
 
     messages: tuple[Message, ...]
     tool_use: ToolUse | None = field(default=None, compare=False, repr=False)
+    token_ids: list[int] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def parse(cls, value: object, *, target: Target = "prompt") -> Conversation:

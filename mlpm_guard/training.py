@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
 from mlpm_guard.contradictions import LabelsSeen
 from mlpm_guard.conversation import Conversation, ConversationLike, Message
-from mlpm_guard.encoders.base import Encoder, States
+from mlpm_guard.encoders.base import Encoder, States, Tokenising
 from mlpm_guard.errors import CategoryError, ContradictoryLabelsError, DataError, InputError
 from mlpm_guard.judging import Reading, TokenSpans, as_read, context_of, needs_spans
 from mlpm_guard.prototypes.categories import UNKNOWN, require_name
@@ -24,10 +25,14 @@ if TYPE_CHECKING:
 Label: TypeAlias = int | bool | str
 """0, False or "safe"; 1, True or "unsafe"."""
 
+_Row: TypeAlias = tuple[Conversation, int, int, str | None]
+"""A conversation, the index of the judged turn, its label and its category."""
+
 _CHUNK_BYTES = 40 * 2**20
 _FEWEST, _MOST = 64, 512
 _AHEAD = 4096
 _CHARACTERS_AHEAD = 1 << 22
+_CHARACTERS_PER_TOKEN = 16
 _WINDOWS = {"prompt": 4, "response": 2}
 _LABELS = {"safe": 0, "unsafe": 1, "0": 0, "1": 1, "false": 0, "true": 1}
 _MISSING = object()
@@ -118,16 +123,15 @@ def examples(
                 advance(sum(piece.first for piece in chunk))
 
 
-def _ahead(
-    rows: Iterator[tuple[Conversation, int, int, str | None]], size: int, reading: Reading, encoder: Encoder
-) -> Iterator[list[_Piece]]:
+def _ahead(rows: Iterator[_Row], size: int, reading: Reading, encoder: Encoder) -> Iterator[list[_Piece]]:
     """Training windows of some thousand prompts at a time, of fewer where they are long."""
     while True:
         pieces: list[_Piece] = []
         prompts = characters = 0
         while prompts < _AHEAD and characters < _CHARACTERS_AHEAD and (block := _block(rows, size)):
             spans = TokenSpans(encoder)
-            turns = ((conversation, conversation.messages[index].content) for conversation, index, _, _ in block)
+            block = _tokenised([(as_read(row[0], reading), *row[1:]) for row in block], reading.window, encoder)
+            turns = ((row[0], row[0].messages[row[1]].content) for row in block if row[0].token_ids is None)
             spans.prepare(text for conversation, text in turns if needs_spans(conversation, text, reading.window))
             for conversation, index, label, name in block:
                 found = _pieces(conversation, index, reading, encoder, spans)
@@ -139,11 +143,27 @@ def _ahead(
         yield pieces
 
 
-def _block(
-    rows: Iterator[tuple[Conversation, int, int, str | None]], size: int
-) -> list[tuple[Conversation, int, int, str | None]]:
+def _tokenised(rows: list[_Row], window: int, encoder: Encoder) -> list[_Row]:
+    """The same rows, with the token ids of short single turns that fit into a window, so that these are tokenised once.
+
+    Where roles are read, a turn is tokenised with words of the template around it and cannot be measured by its ids.
+    """
+    if encoder.reads_roles or not isinstance(encoder, Tokenising):
+        return rows
+    found = list(rows)
+    short = [
+        at for at, row in enumerate(rows) if len(row[0].messages) == 1 and row[0].characters <= window * _CHARACTERS_PER_TOKEN
+    ]
+    for at, ids in zip(short, encoder.prompt_ids([rows[at][0] for at in short]), strict=True):
+        # What stands around a text's tokens only makes them more.
+        if len(ids) <= window:
+            found[at] = (replace(rows[at][0], token_ids=ids), *rows[at][1:])
+    return found
+
+
+def _block(rows: Iterator[_Row], size: int) -> list[_Row]:
     """Up to `size` rows, fewer where they are long."""
-    block: list[tuple[Conversation, int, int, str | None]] = []
+    block: list[_Row] = []
     characters = 0
     while len(block) < size and characters < _CHARACTERS_AHEAD and (row := next(rows, None)) is not None:
         block.append(row)
@@ -185,7 +205,7 @@ def labelled(
 
 def with_categories(
     rows: Iterator[tuple[Conversation, int, int]], categories: Iterable[str | None] | None, *, consistent: bool = True
-) -> Iterator[tuple[Conversation, int, int, str | None]]:
+) -> Iterator[_Row]:
     """Labelled rows with their categories; see `examples`.
 
     Raises:
@@ -253,14 +273,13 @@ def paired(prompts: Iterable[ConversationLike], labels: Iterable[Label]) -> Iter
 def _pieces(
     conversation: Conversation, index: int, reading: Reading, encoder: Encoder, spans: TokenSpans
 ) -> list[Conversation]:
-    conversation = as_read(conversation, reading)
     turn = conversation.messages[index]
     context = context_of(conversation, index, encoder, reading, spans)
     if context is not None and reading.target == "prompt":
         return [context]
     role = turn.role if turn.role == "assistant" else "user"
-    if context is None and surely_whole(turn.content, reading.window):
-        return [Conversation((Message(role, turn.content),))]
+    if context is None and (conversation.token_ids is not None or surely_whole(turn.content, reading.window)):
+        return [Conversation((Message(role, turn.content),), token_ids=conversation.token_ids)]
     windows = [
         Conversation((Message(role, turn.content[piece.start : piece.end]),))
         for piece in training_pieces(turn.content, spans(turn.content), reading.window, _WINDOWS[reading.target])

@@ -105,3 +105,69 @@ def test_forgetting_names_the_positions_of_prompts_as_they_were_given() -> None:
     with pytest.raises(UnknownPromptError) as caught:
         guard.forget([*prompts[:700], "x", *prompts[700:900]], [*labels(700), 1, *labels(200)])
     assert caught.value.indices == (700,)
+
+
+class Reader(MockEncoder):
+    """Tokenises for itself: a token a word, one in front and one behind, as encoders of texts do. Counts what it tokenises."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=2, dim=4)
+        self.tokenised: list[str] = []
+        self.measured: list[str] = []
+        self.known: list[tuple[str, list[int] | None]] = []
+
+    def prompt_ids(self, conversations) -> list[list[int]]:
+        texts = [conversation.messages[-1].content for conversation in conversations]
+        self.tokenised += texts
+        return [[0, *(len(word) for word in text.split()), 1] for text in texts]
+
+    def spans(self, texts):
+        self.measured += texts
+        return super().spans(texts)
+
+    def encode(self, conversations, *, layers=None) -> States:
+        self.known += [(conversation.messages[-1].content, conversation.token_ids) for conversation in conversations]
+        return super().encode(conversations, layers=layers)
+
+
+def test_a_prompt_that_fits_into_a_window_is_tokenised_once_and_encoded_with_its_ids() -> None:
+    encoder, window = Reader(), READING.window
+    whole, edge, longer = ("ab " * count for count in (window - 2, window - 1, 3 * window))
+    chunks = list(examples([whole, edge, longer], [0, 1, 0], encoder, READING, progress=False))
+    assert encoder.tokenised == [whole, edge, longer]
+    assert set(encoder.measured) == {edge, longer}, "only what may be too long for a window has to be measured"
+    ids = dict(encoder.known)
+    assert ids[whole] == [0, *[2] * (window - 2), 1]
+    assert ids[edge] is None
+    assert [text for text, known in encoder.known if known is not None] == [whole]
+    assert sum(len(chunk.keys) for chunk in chunks) == len(encoder.known) > 3
+
+
+def test_ids_are_those_of_what_a_disguised_prompt_says() -> None:
+    encoder = Reader()
+    list(examples(["wh4t 1s th3 w34th3r l1ke t0d4y"], [0], encoder, READING, progress=False))
+    assert encoder.known == [("what is the weather like today", [0, 4, 2, 3, 7, 4, 5, 1])]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}],
+        "x" * 10_000,
+    ],
+    ids=["several turns", "long text"],
+)
+def test_what_is_cut_or_put_together_is_not_tokenised_before(prompt) -> None:
+    encoder = Reader()
+    list(examples([prompt], [0], encoder, READING, progress=False))
+    assert not encoder.tokenised
+    assert all(ids is None for _, ids in encoder.known)
+
+
+def test_an_encoder_that_reads_roles_is_asked_for_no_ids() -> None:
+    class ReadsRoles(Reader):
+        reads_roles = True
+
+    encoder = ReadsRoles()
+    list(examples(["how are you"], [0], encoder, READING, progress=False))
+    assert not encoder.tokenised

@@ -44,6 +44,8 @@ ROWS_OF = {
     "latent_jailbreak": 50,
     "sap200": 300,
     "aart": 600,
+    # Almost all unsafe and in Chinese: more of them make Chinese itself look unsafe.
+    "jade_db": 400,
     "trustllm": 700,
     "hatecheck": 600,
     "cyberseceval_interpreter": 200,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Protocol, TypeGuard
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -98,6 +98,14 @@ class Encoder(Protocol):
 
     def encode(self, conversations: Sequence[Conversation], *, layers: Sequence[int] | None = None) -> States:
         """Layer states of shape (n, layers, dim), in the order of the conversations and of `layers`."""
+
+
+@runtime_checkable
+class Tokenising(Protocol):
+    """An encoder that also tells how it tokenises, and takes conversations with their token ids."""
+
+    def prompt_ids(self, conversations: Sequence[Conversation]) -> list[list[int]]:
+        """Token ids of conversations exactly as the model reads them."""
 
 
 def is_encoder(value: object) -> TypeGuard[Encoder]:

@@ -289,7 +289,7 @@ class TransformerEncoder:
         states = np.empty((len(parsed), len(wanted), state.dim), dtype=np.float32)
         if not parsed:
             return states
-        ids = state.prompts.token_ids(parsed)
+        ids = self._ids(state, parsed)
         lengths = np.array([len(row) for row in ids])
         longest = int(lengths.argmax())
         if state.max_tokens is not None and lengths[longest] > state.max_tokens:
@@ -339,6 +339,12 @@ class TransformerEncoder:
         return self._ready().probe.reading(capture)
 
     # -- how --------------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _ids(state: _Loaded, conversations: list[Conversation]) -> list[list[int]]:
+        """Token ids of conversations; those that are tokenised already are not tokenised again."""
+        found = iter(state.prompts.token_ids([each for each in conversations if each.token_ids is None]))
+        return [next(found) if each.token_ids is None else each.token_ids for each in conversations]
 
     def _forward(self, state: _Loaded, rows: list[list[int]], wanted: tuple[int, ...]) -> States:
         if state.core.training:

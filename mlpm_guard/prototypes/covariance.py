@@ -5,6 +5,8 @@ Fits `novelty.Novelty` from the statistics; nothing is encoded. numpy and scipy 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import eigh, qr
@@ -23,6 +25,18 @@ _POINTS = 1000
 _FOLDS = 5
 _HELD_OUT = 256
 _ENOUGH = 256
+
+
+class _Fitted(NamedTuple):
+    """A `Novelty` but for its percentiles."""
+
+    means: Array
+    basis: npt.NDArray[np.float32]
+    variances: Array
+    rest: Array
+
+    def novelty(self, quantiles: Array) -> Novelty:
+        return Novelty(*self, quantiles)
 
 
 def fit_novelty(statistics: PrototypeStatistics, positions: npt.NDArray[np.int64]) -> Novelty | None:
@@ -44,7 +58,7 @@ def fit_novelty(statistics: PrototypeStatistics, positions: npt.NDArray[np.int64
     fitted = _fit(statistics, positions, {})
     distances, weights = [], []
     for left_out in _groups(statistics):
-        without = _fit(statistics, positions, left_out, fitted.basis)
+        without = _fit(statistics, positions, left_out, fitted.basis).novelty(np.zeros(1))
         for label, keys in left_out.items():
             kept = statistics.classes[label].rows
             states = np.stack([kept[key].states[positions] for key in keys])
@@ -52,8 +66,7 @@ def fit_novelty(statistics: PrototypeStatistics, positions: npt.NDArray[np.int64
             distances.append(without.distances(states).sum(axis=2).min(axis=1))
             # A sample has as many prompts of either class; the training prompts need not.
             weights.append(times * statistics.count(label) / _sampled(statistics, label))
-    quantiles = _quantiles(np.concatenate(distances), np.concatenate(weights))
-    return Novelty(fitted.means, fitted.basis, fitted.variances, fitted.rest, quantiles)
+    return fitted.novelty(_quantiles(np.concatenate(distances), np.concatenate(weights)))
 
 
 def _sampled(statistics: PrototypeStatistics, label: int) -> int:
@@ -75,7 +88,7 @@ def _fit(
     positions: npt.NDArray[np.int64],
     left_out: dict[int, list[int]],
     near: npt.NDArray[np.float32] | None = None,
-) -> Novelty:
+) -> _Fitted:
     parts = []
     # A fit without some prompts has the ridge of one with all, so that its distances are those of the guard.
     degrees = max(sum(statistics.count(label) for label in CLASSES) - 1.0, 1.0)
@@ -85,7 +98,7 @@ def _fit(
         prototypes = of_layer.means.astype(np.float32).astype(np.float64)
         parts.append((prototypes, *_leading(of_layer, degrees, None if near is None else near[index])))
     means, bases, variances, rest = zip(*parts, strict=True)
-    return Novelty(np.stack(means, axis=1), np.stack(bases), np.stack(variances), np.array(rest), np.zeros(1))
+    return _Fitted(np.stack(means, axis=1), np.stack(bases), np.stack(variances), np.array(rest))
 
 
 def _leading(

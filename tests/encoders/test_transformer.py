@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import tiny_models as tiny
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
+from mlpm_guard.conversation import Conversation
 from mlpm_guard.encoders.base import EncoderIdentity, is_encoder
 from mlpm_guard.encoders.transformer import TransformerEncoder
 from mlpm_guard.errors import (
@@ -83,6 +85,18 @@ def test_an_encoder_satisfies_the_protocol_and_gives_float32(llama: Any, chat: A
     assert np.allclose(states[0], states[1], atol=1e-6)
     assert (encoder.dim, encoder.layers, encoder.reads_roles) == (32, (1, 2, 3, 4), True)
     assert "llama" in repr(encoder).lower()
+
+
+def test_a_conversation_with_its_token_ids_is_not_tokenised_again(llama: Any, chat: Any) -> None:
+    encoder = TransformerEncoder(llama, chat)
+    parsed = [Conversation.parse(text) for text in TEXTS]
+    known = [replace(each, token_ids=ids) for each, ids in zip(parsed, encoder.prompt_ids(parsed), strict=True)]
+    mixed = [known[0], parsed[1], known[2]]
+    np.testing.assert_array_equal(encoder.encode(mixed), encoder.encode(TEXTS))
+    other = replace(parsed[0], token_ids=known[1].token_ids)
+    np.testing.assert_array_equal(encoder.encode([other]), encoder.encode([TEXTS[1]]))
+    assert other == parsed[0]
+    assert str(known[0].token_ids) not in repr(known[0])
 
 
 def test_parts_that_are_not_conversations_are_refused(llama: Any, chat: Any) -> None:
