@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from mlpm_guard.conversation import Conversation
 from mlpm_guard.errors import MlpmGuardError
 from mlpm_guard.explanation import (
@@ -14,7 +12,7 @@ from mlpm_guard.explanation import (
     PrototypeDistance,
     WindowExplanation,
 )
-from mlpm_guard.judging import Evidence, Examined
+from mlpm_guard.judging import Evidence, Examined, topic_margin
 from mlpm_guard.policy import Policy, probability
 
 _CLASSES = ("safe", "unsafe")
@@ -57,17 +55,17 @@ def _probabilities(policy: Policy, evidence: Evidence) -> dict[str, float]:
 
 
 def _categories(policy: Policy, examined: Examined) -> tuple[CategoryEvidence, ...]:
-    lasting = [each for each in examined.pieces if each.where.kind != "fragment"]
     probabilities = policy.probabilities(examined.deciding)
     positions = policy.scorer.positions.tolist()
     read = {name: set(block.positions.tolist()) for block in policy.categories.blocks for name in block.names}
     found = []
     for index, name in enumerate(policy.categories):
         threshold = policy.category_policy[name].threshold if name in policy.category_policy else None
-        piece = examined.deciding
+        piece, bias = examined.deciding, float(policy.categories.biases[index])
         if threshold is not None:
-            piece = lasting[int(np.argmax([each.categories[index].sum() for each in lasting]))]
-        row, bias = piece.categories[index], float(policy.categories.biases[index])
+            piece = max(examined.pieces, key=lambda each: float(each.categories[index].sum()) - topic_margin(each.where))
+            bias -= topic_margin(piece.where)
+        row = piece.categories[index]
         found.append(
             CategoryEvidence(
                 name=name,

@@ -90,7 +90,7 @@ class CategoryEvidence(BaseModel):
         probability: as in `Verdict.categories`.
         log_odds: of that probability, in nats: `intercept` plus every layer's contribution.
         layers: what every layer that the category reads adds.
-        intercept: log-odds that no layer explains, in nats.
+        intercept: log-odds that no layer explains, in nats, less a margin where the piece is a fragment.
         threshold: probability from which the category flags by itself; None where it does not.
         window: the piece that says so, where it is not the deciding one.
     """

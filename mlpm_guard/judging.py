@@ -26,6 +26,7 @@ from mlpm_guard.windows import Piece, Spans, cut, surely_whole
 _log = logging.getLogger("mlpm_guard")
 _UNITS_AT_ONCE = 512
 _CHARACTERS_AT_ONCE = 1 << 18
+_TOPIC_MARGIN = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Evidence:
         distances: squared Mahalanobis distances to the classes, shape (classes, used); None when not measured.
         novelty: their percentile among those of training prompts; None when not measured.
         categories: what every layer adds to each category's log-odds, in nats, shape (categories, used).
-        highest: the highest log-odds of every category among the pieces that are not fragments, shape (categories,).
+        highest: the highest log-odds of every category among the pieces, less a margin for fragments, shape (categories,).
     """
 
     log_odds: float
@@ -424,9 +425,8 @@ class Judge:
             rows.append(result)
         log_odds = self._scorer.aggregate(np.stack([row.log_odds for row in rows]))
         margins = _margins([unit.where for unit in plan], log_odds, self._reading.fragment_margin, self._scorer.levels)
-        # A sentence alone looks more like some topic than its text does, and the more there are, the more so.
-        lasting = [row.categories for row, unit in zip(rows, plan, strict=True) if unit.where.kind != "fragment"]
-        highest = np.max([each.sum(axis=1) for each in lasting], axis=0) + self._categories.biases
+        topics = [row.categories.sum(axis=1) - topic_margin(unit.where) for row, unit in zip(rows, plan, strict=True)]
+        highest = np.max(topics, axis=0) + self._categories.biases
         return _Summed(rows, log_odds - margins, margins, highest)
 
     def _evidence(self, plan: Sequence[Unit], summed: _Summed, index: int) -> Evidence:
@@ -457,6 +457,14 @@ class _Summed(NamedTuple):
     log_odds: Array
     margins: Array
     highest: Array
+
+
+def topic_margin(where: WindowEvidence) -> float:
+    """Log-odds to deduct from every category of a piece, in nats.
+
+    A sentence alone looks more like some topic than its text does, and the more there are, the more so.
+    """
+    return _TOPIC_MARGIN if where.kind == "fragment" else 0.0
 
 
 def _margins(where: Sequence[WindowEvidence], log_odds: Array, share: float, levels: tuple[float, float]) -> Array:

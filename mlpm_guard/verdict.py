@@ -103,7 +103,7 @@ class Verdict(BaseModel):
             where the guard was told to have some verdicts reviewed that are not flagged, and where a category asks for it.
         category: likeliest category of a flagged verdict, or None when none is confident.
         categories: probability, in [0, 1], of every category the guard knows. Of one with a threshold of its own, the highest
-            of all texts and windows that are judged whole; of the others, that of the worst window. Empty when `error` or
+            of all windows, less a margin for fragments; of the others, that of the worst window. Empty when `error` or
             `rule` is set.
         flagged_by: categories whose own threshold is reached, which flags a verdict whatever its score.
         layers: evidence per used layer, of the worst window.

@@ -475,16 +475,29 @@ class Diluted(TopicEncoder):
         return np.where(np.array(long)[:, None, None], plain, found)
 
 
-def test_a_sentence_of_a_longer_text_does_not_flag_by_category(guard: Guard) -> None:
+ALONE = "It is a lawsuit of mine."
+PADDED = " ".join([*(f"here are some words on matter number {index} and more." for index in range(11)), ALONE])
+
+
+def test_a_sentence_of_a_longer_text_flags_by_category(guard: Guard) -> None:
     with_legal(guard)
-    diluted = guard.bound_to(Diluted())
-    text = (
-        " ".join(f"here are some words on matter number {index} and more." for index in range(11)) + " It is a lawsuit of mine."
-    )
-    pieces = diluted.explain(text).windows
-    assert {each.where.kind for each in pieces} == {"whole", "fragment"}
-    assert diluted.check(LEGAL).flagged_by == ("legal",)
-    assert diluted.check(text).flagged_by == ()
+    explanation = guard.bound_to(Diluted()).explain(PADDED)
+    assert explanation.verdict.flagged_by == ("legal",)
+    legal = next(each for each in explanation.categories if each.name == "legal")
+    assert legal.window is not None
+    assert legal.window.kind == "fragment"
+    assert legal.probability == explanation.verdict.categories["legal"]
+    assert legal.log_odds == pytest.approx(sum(each.contribution for each in legal.layers) + legal.intercept)
+
+
+def test_a_sentence_must_be_clearer_about_a_category_than_a_whole_text(guard: Guard) -> None:
+    with_legal(guard)
+    guard = guard.bound_to(Diluted())
+    whole, padded = (next(each for each in guard.explain(text).categories if each.name == "legal") for text in (ALONE, PADDED))
+    assert padded.log_odds == pytest.approx(whole.log_odds - 1.0)
+    guard.category_policy = {"legal": CategoryPolicy(threshold=0.5 * (whole.probability + padded.probability))}
+    assert guard.check(ALONE).flagged_by == ("legal",)
+    assert guard.check(PADDED).flagged_by == ()
 
 
 def test_the_window_that_is_most_of_a_category_counts_where_it_has_a_threshold(guard: Guard) -> None:
