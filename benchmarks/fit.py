@@ -22,7 +22,7 @@ def main() -> int:
     few, many = (2_000, 8_000) if arguments.quick else (4_000, 40_000)
     # A child's peak starts at its parent's size: the children run before this process loads a model.
     small, large = _peak_of_child(few), _peak_of_child(many)
-    fitted, encoded = _times(1_000 if arguments.quick else 4_000, 2 if arguments.quick else 3)
+    fitted, encoded = _times(1_000 if arguments.quick else 4_000, 2 if arguments.quick else 7)
     figures = [
         figure("fit", [each.wall for each in fitted], "s"),
         figure("encoding alone", [each.wall for each in encoded], "s"),

@@ -27,6 +27,7 @@ _log = logging.getLogger("mlpm_guard")
 _UNITS_AT_ONCE = 512
 _CHARACTERS_AT_ONCE = 1 << 18
 _TOPIC_MARGIN = 1.0
+_LEAST_MARGIN = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -474,6 +475,7 @@ def _margins(where: Sequence[WindowEvidence], log_odds: Array, share: float, lev
     the worse the worst one looks. Hidden among padding, a harmful sentence stands out. So a fragment must be clearer than a
     whole text, by up to `share` of the distance between a typical safe and a typical unsafe prompt, unless the others are calm
     (their lower median is that of a safe prompt), or all alike (words repeated over and over) while this one is far from them.
+    Even then it must be a little clearer, as any text of many sentences gives it many chances.
     """
     margins = np.zeros(len(where))
     calm, distance = levels[0], levels[1] - levels[0]
@@ -486,7 +488,7 @@ def _margins(where: Sequence[WindowEvidence], log_odds: Array, share: float, lev
         raised = _ramp((median - calm) / distance, 0.0, 0.2)
         varied = _ramp((upper - lower) / distance, 0.1, 0.2)
         ordinary = 1.0 - _ramp((fragments - median) / distance, 0.4, 0.7)
-        margins[chosen] = share * distance * np.minimum(raised, np.maximum(varied, ordinary))
+        margins[chosen] = share * distance * np.maximum(_LEAST_MARGIN, np.minimum(raised, np.maximum(varied, ordinary)))
     return margins
 
 

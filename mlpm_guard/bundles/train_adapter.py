@@ -29,12 +29,12 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from mlpm_guard.bundles.fit_default import SEED
 from mlpm_guard.bundles.lessons import Lesson, Variation, answers, prompts
 from mlpm_guard.bundles.low_rank import attach, save, tensors_of
 from mlpm_guard.encoders.adapter import UP
 from mlpm_guard.encoders.embedded import ADAPTER, EmbeddedEncoder, embedded_folder
 
+SEED = 1
 RANK = 16
 MAPS = ("query", "key", "value", "dense")
 EPOCHS = 2.0
@@ -44,7 +44,7 @@ LENGTHS = (12, 16, 20, 24, 32, 40, 48, 64, 88, 112)
 LONGEST = {"prompt": 64, "answer": 112}
 LONGEST_TOKENISED = 400
 
-KEPT = 0.65
+KEPT = 0.75
 RATE, HEAD_RATE = 1e-3, 2e-3
 WARM_UP, LAST_RATE = 0.05, 0.02
 SMOOTHING = 0.05

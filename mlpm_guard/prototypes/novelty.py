@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-RANK = 40
+RANK = 64
 """Directions kept a layer. On the default guard's statistics the summed distances of 900 held-out prompts have a rank
 correlation of 0.95 with the exact ones; on those of the encoder as it was published, 0.98."""
 
