@@ -21,16 +21,22 @@ def main() -> int:
         return 0
     few, many = (2_000, 8_000) if arguments.quick else (4_000, 40_000)
     # A child's peak starts at its parent's size: the children run before this process loads a model.
-    small, large = _peak_of_child(few), _peak_of_child(many)
+    small, large = ([_peak_of_child(count) / 1024 for _ in range(1 if arguments.quick else 3)] for count in (few, many))
     fitted, encoded = _times(1_000 if arguments.quick else 4_000, 2 if arguments.quick else 7)
+    grown = [two / one for one, two in zip(small, large, strict=True)]
     figures = [
         figure("fit", [each.wall for each in fitted], "s"),
         figure("encoding alone", [each.wall for each in encoded], "s"),
         figure("fit / encoding alone", ratios(fitted, encoded), "ratio", at_most=1.05),
         figure("fit / encoding alone, processor time", cpu_ratios(fitted, encoded), "ratio"),
-        figure(f"peak memory, {few} prompts", [small / 1024], "MiB"),
-        figure(f"peak memory, {many} prompts", [large / 1024], "MiB"),
-        figure(f"peak memory, {many} / {few} prompts", [large / small], "ratio", at_most=1.1),
+        figure(f"peak memory, {few} prompts", small, "MiB"),
+        figure(f"peak memory, {many} prompts", large, "MiB"),
+        figure(
+            f"peak memory, {many} / {few} prompts",
+            [two / one for one, two in zip(small, large, strict=True)],
+            "ratio",
+            at_most=1.1,
+        ),
     ]
     return report("fit", figures, quick=arguments.quick)
 

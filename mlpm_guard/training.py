@@ -13,6 +13,7 @@ from mlpm_guard.contradictions import LabelsSeen
 from mlpm_guard.conversation import Conversation, ConversationLike, Message
 from mlpm_guard.encoders.base import Encoder, States, Tokenising
 from mlpm_guard.errors import CategoryError, ContradictoryLabelsError, DataError, InputError
+from mlpm_guard.heap import give_back
 from mlpm_guard.judging import Reading, TokenSpans, as_read, context_of, needs_spans
 from mlpm_guard.prototypes.categories import UNKNOWN, require_name
 from mlpm_guard.prototypes.classifier import content_keys
@@ -121,6 +122,7 @@ def examples(
                 names = None if categories is None else [piece.category for piece in chunk]
                 yield Chunk(states, [piece.label for piece in chunk], keys, names)
                 advance(sum(piece.first for piece in chunk))
+            give_back()
 
 
 def _ahead(rows: Iterator[_Row], size: int, reading: Reading, encoder: Encoder) -> Iterator[list[_Piece]]:
