@@ -1,8 +1,8 @@
 """What a fit costs beyond encoding its prompts, and whether its memory grows with their number.
 
 The bound is on a fit over a run of its own that encodes all prompts at once, and also on a fit over what its own calls of the
-encoder and its tokenizer took. On a shared machine neighbouring runs of the same code differ by up to a third, so that the first
-scatters; the second meets any drift alike, but would not see work that the fit's batches waste.
+encoder and its tokenizer took. On a shared machine neighbouring runs of the same code differ by up to a third, so that the
+first scatters; the second meets any drift alike, but would not see work that the fit's batches waste.
 """
 
 from __future__ import annotations
