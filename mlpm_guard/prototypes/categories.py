@@ -1,7 +1,7 @@
 """What scoring categories needs, and nothing else: linear functions of layer states, and a logistic curve.
 
-Every category is judged for itself, so that adding or removing one does not change what is said of another. Needs numpy only,
-so that a loaded guard stays light.
+Every category is judged for itself, so that adding or removing one does not change what is said of another; what an added one
+knows of the fitted ones (`rivals`) is its own. Needs numpy only, so that a loaded guard stays light.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlpm_guard.errors import BundleCorruptError, CategoryError
+from mlpm_guard.prototypes.rivals import Rivals
 from mlpm_guard.prototypes.scorer import Array, sigmoid
 
 UNKNOWN = "other"
@@ -23,6 +24,7 @@ UNKNOWN = "other"
 RESERVED = (UNKNOWN, "safe", "unsafe")
 _NAME = re.compile(r"\w(?:[\w .:/+-]{0,62}\w)?")
 _TENSORS = ("positions", "weights", "biases", "center")
+_RIVALS = ("weights", "biases", "scale")
 
 
 def require_name(name: object) -> str:
@@ -61,6 +63,7 @@ class CategoryBlock:
         biases: log-odds that no layer explains, shape (k,).
         center: float32, shape (used, dim): taken off every state, which is then scaled to unit length. None where states are
             read as they are.
+        rivals: what tells the one category of this block from fitted ones; None where nothing does.
     """
 
     names: tuple[str, ...]
@@ -68,6 +71,7 @@ class CategoryBlock:
     weights: npt.NDArray[np.float32]
     biases: Array
     center: npt.NDArray[np.float32] | None = None
+    rivals: Rivals | None = None
 
     def contributions(self, states: npt.NDArray[np.floating]) -> Array:
         """What every layer adds to the log-odds, in nats.
@@ -78,7 +82,10 @@ class CategoryBlock:
         Returns:
             Shape (n, k, used); the sum over layers plus `biases` are the log-odds.
         """
-        found: Array = np.matmul(self._read(states).swapaxes(0, 1), self._by_layer).transpose(1, 2, 0)
+        read = self._read(states)
+        found: Array = np.matmul(read.swapaxes(0, 1), self._by_layer).transpose(1, 2, 0)
+        if self.rivals is not None:
+            found = self.rivals.lowered(read, found[:, 0], float(self.biases[0]))[:, None]
         return found
 
     def log_odds(self, states: npt.NDArray[np.floating]) -> Array:
@@ -232,6 +239,8 @@ class Categories:
                 value = getattr(block, field)
                 if value is not None:
                     tensors[f"categories.{index}.{field}"] = value
+            if block.rivals is not None:
+                tensors |= {f"categories.{index}.rivals.{field}": getattr(block.rivals, field) for field in _RIVALS}
         return tensors
 
     def layout(self) -> list[tuple[bool, list[str]]]:
@@ -256,7 +265,8 @@ class Categories:
             blocks = [(fitted, _block(tensors, index, names, layers, dim)) for index, (fitted, names) in enumerate(layout)]
             first = [block for fitted, block in blocks if fitted]
             result = cls(first[0] if first else None, tuple(block for fitted, block in blocks if not fitted))
-            expected = {f"categories.{index}.{field}" for index in range(len(layout)) for field in _TENSORS}
+            fields = (*_TENSORS, *(f"rivals.{field}" for field in _RIVALS))
+            expected = {f"categories.{index}.{field}" for index in range(len(layout)) for field in fields}
             if len(first) > 1 or len(set(result.names)) != len(result) or not set(tensors) <= expected:
                 raise ValueError("names repeat, or there are more arrays than categories")
         except (KeyError, ValueError, IndexError, TypeError, CategoryError) as error:
@@ -289,6 +299,7 @@ def _block(
         np.asarray(weights, np.float32),
         np.asarray(biases, np.float64),
         None if center is None else np.asarray(center, np.float32),
+        _rivals(tensors, index),
     )
     k, used = len(block.names), len(block.positions)
     if (
@@ -298,6 +309,28 @@ def _block(
         or block.biases.shape != (k,)
         or (block.center is not None and block.center.shape != (used, dim))
         or not all(np.isfinite(each).all() for each in (block.weights, block.biases, block.center) if each is not None)
+        or not (block.rivals is None or (k == 1 and _fit(block.rivals, used, dim)))
     ):
         raise ValueError(f"arrays of block {index} have other shapes or impossible values")
     return block
+
+
+def _rivals(tensors: Mapping[str, npt.NDArray[np.generic]], index: int) -> Rivals | None:
+    weights, biases, scale = (tensors.get(f"categories.{index}.rivals.{field}") for field in _RIVALS)
+    if weights is None and biases is None and scale is None:
+        return None
+    if weights is None or biases is None or scale is None:
+        raise ValueError(f"arrays of the rivals of block {index} are missing")
+    return Rivals(np.asarray(weights, np.float32), np.asarray(biases, np.float64), np.asarray(scale, np.float64))
+
+
+def _fit(rivals: Rivals, used: int, dim: int) -> bool:
+    count = len(rivals.biases)
+    return (
+        count > 0
+        and rivals.weights.shape == (count, used, dim)
+        and rivals.biases.shape == (count,)
+        and rivals.scale.shape == (2,)
+        and float(rivals.scale[0]) > 0.0
+        and all(bool(np.isfinite(each).all()) for each in (rivals.weights, rivals.biases, rivals.scale))
+    )
