@@ -4,6 +4,9 @@ Leave-one-source-out: a source's rows of one label, scored by a fit without that
 of the other label; the figure is average precision. It is the honest estimate of what prompts from elsewhere meet, and what a
 recipe is chosen by. `eval/` is not read.
 
+The states are those of the published encoder: the adapter that ships has learned from every source, so that on its states no
+source would be unseen. `left_out.py` trains adapters that have not.
+
 The prompts are not part of this project: the script needs a data folder (an argument, or the environment variable
 MLPM_GUARD_DATA) with `train/`. Without one it says so and ends. States are kept in `--cache` and encoded only once.
 """
@@ -76,6 +79,7 @@ class Variant:
         weights: factor of single sources.
         kinds: kinds of rows to learn from.
         layers: positions of the layers to use; None uses all.
+        numbers: first and last of a state's numbers to use, the last one excluded; None uses all.
     """
 
     name: str
@@ -87,6 +91,15 @@ class Variant:
     weights: dict[str, float] = field(default_factory=dict)
     kinds: tuple[str, ...] = (PLAIN,)
     layers: tuple[int, ...] | None = None
+    numbers: tuple[int, int] | None = None
+
+    def seen(self, states: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What is read of states, as shape (n, layers, dim)."""
+        if self.layers is not None:
+            states = states[:, list(self.layers)]
+        if self.numbers is not None:
+            states = states[:, :, slice(*self.numbers)]
+        return states.reshape(len(states), 1, -1) if self.joint else states
 
 
 REFERENCE = Variant("reference")
@@ -101,6 +114,10 @@ def variants(copies: Sequence[str]) -> list[Variant]:
         REFERENCE,
         replace(log_odds, name="log-odds"),
         replace(REFERENCE, name="mean of log-odds", aggregation="mean"),
+        # The embedded encoder's states are the mean over the tokens, then the state of [CLS].
+        replace(REFERENCE, name="mean without [CLS]", numbers=(0, 384)),
+        replace(REFERENCE, name="[CLS] alone", numbers=(384, 768)),
+        *(replace(REFERENCE, name=f"layer {index + 1} alone", layers=(index,)) for index in (2, 5)),
         *(replace(REFERENCE, name=f"ridge {ridge:g}", ridge=ridge) for ridge in (0.1, 0.3, 1.0)),
         *(replace(REFERENCE, name=f"between sources x {weight:g}", between=weight) for weight in (0.0, 3.0, 10.0, 30.0)),
         *(replace(REFERENCE, name=f"sources balanced, power {power:g}", balance=power) for power in (0.5, 1.0)),
@@ -108,6 +125,7 @@ def variants(copies: Sequence[str]) -> list[Variant]:
         replace(REFERENCE, name="attack sources x 0.25", weights=attacks),
         replace(REFERENCE, name="with twins", kinds=(PLAIN, TWIN)),
         replace(REFERENCE, name="with twins and copies", kinds=kinds),
+        replace(log_odds, name="log-odds, with twins and copies", kinds=kinds),
         *(replace(REFERENCE, name=f"joint, ridge {ridge:g}", joint=True, ridge=ridge) for ridge in (0.1, 0.5)),
     ]
 
@@ -119,12 +137,7 @@ class Fits:
         self._variant = variant
         usable = ~prompts.held & np.isin(prompts.kind, variant.kinds)
         chosen = usable[prompts.owner]
-        states = prompts.states[chosen]
-        if variant.layers is not None:
-            states = states[:, list(variant.layers)]
-        if variant.joint:
-            states = states.reshape(len(states), 1, -1)
-        self.states = states
+        self.states = states = variant.seen(prompts.states[chosen])
         self.source, self.label = prompts.source[prompts.owner[chosen]], prompts.label[prompts.owner[chosen]]
         names, counts = np.unique(self.source, return_counts=True)
         size = dict(zip(names.tolist(), counts.tolist(), strict=True))
@@ -216,11 +229,7 @@ def scorer(fits: Fits, variant: Variant, left_out: str | None) -> Callable[[npt.
     combine = aggregator(variant, log_odds_of(fits.states[rows], discriminants), fits.label[rows], fits.weights_of(rows))
 
     def score(states: npt.NDArray[np.float32]) -> Array:
-        if variant.layers is not None:
-            states = states[:, list(variant.layers)]
-        if variant.joint:
-            states = states.reshape(len(states), 1, -1)
-        return combine(log_odds_of(states, discriminants))
+        return combine(log_odds_of(variant.seen(states), discriminants))
 
     return score
 
@@ -244,20 +253,29 @@ class Outcome:
 
 def leave_one_source_out(prompts: Prompts, variant: Variant) -> Outcome:
     """Judge every source by a fit without it."""
+    fits = Fits(prompts, variant)
+    outcome = Outcome({}, {})
+    for source, label, rows in targets(prompts):
+        judged(prompts, source, label, rows, scorer(fits, variant, source), outcome)
+    return outcome
+
+
+def judged(
+    prompts: Prompts,
+    source: str,
+    label: int,
+    rows: npt.NDArray[np.int64],
+    score: Callable[[npt.NDArray[np.float32]], Array],
+    outcome: Outcome,
+) -> None:
+    """Add the figures of one source and label, whose rows are scored beside the pool of the other label."""
     from sklearn.metrics import average_precision_score
 
-    fits = Fits(prompts, variant)
-    pool = {label: _pool(prompts, label) for label in (0, 1)}
-    precision: dict[tuple[str, int], float] = {}
-    found: dict[str, float] = {}
-    for source, label, rows in targets(prompts):
-        score = scorer(fits, variant, source)
-        own, others = _best_window(prompts, rows, score), _best_window(prompts, pool[1 - label], score)
-        truth = np.concatenate([np.full(len(own), label), np.full(len(others), 1 - label)])
-        precision[source, label] = float(average_precision_score(truth, np.concatenate([own, others])))
-        if label:
-            found[source] = float((own > np.quantile(others, 1.0 - _FLAGGED)).mean())
-    return Outcome(precision, found)
+    own, others = _best_window(prompts, rows, score), _best_window(prompts, _pool(prompts, 1 - label), score)
+    truth = np.concatenate([np.full(len(own), label), np.full(len(others), 1 - label)])
+    outcome.precision[source, label] = float(average_precision_score(truth, np.concatenate([own, others])))
+    if label:
+        outcome.found[source] = float((own > np.quantile(others, 1.0 - _FLAGGED)).mean())
 
 
 def targets(prompts: Prompts) -> Iterator[tuple[str, int, npt.NDArray[np.int64]]]:
@@ -283,20 +301,21 @@ def _best_window(prompts: Prompts, rows: npt.NDArray[np.int64], score: Callable[
     return best[rows]
 
 
-def load(data: Path, cache: Path, rows: int) -> Prompts:
-    """States from the cache, or encoded and kept there."""
-    path = cache / f"states-{rows}.npz"
+def load(data: Path, cache: Path, rows: int, adapter: Path | None = None) -> Prompts:
+    """States from the cache, or encoded and kept there; with an adapter, those of the adapted encoder."""
+    path = cache / f"states-{'published' if adapter is None else adapter.stem}-{rows}.npz"
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
-        _encode(data, path, rows)
+        _encode(data, path, rows, adapter)
     with np.load(path) as kept:
         return Prompts(**{name: kept[name] if name != "states" else kept[name].astype(np.float32) for name in kept})
 
 
-def _encode(data: Path, path: Path, limit: int) -> None:
+def _encode(data: Path, path: Path, limit: int, adapter: Path | None) -> None:
     from mlpm_guard import Guard
-    from mlpm_guard.bundles.augment import augmented, benign_twins
-    from mlpm_guard.bundles.fit_default import Row, held_out, read
+    from mlpm_guard.bundles.augment import augmented
+    from mlpm_guard.bundles.fit_default import Row, held_out, read, twin_rows
+    from mlpm_guard.encoders.embedded import EmbeddedEncoder
     from mlpm_guard.windows import training_pieces
 
     plain: list[tuple[Row, bool]] = []
@@ -306,12 +325,12 @@ def _encode(data: Path, path: Path, limit: int) -> None:
         for held in (False, True):
             of = [row for row in drawn if held_out(source, str(row["id"])) == held and str(row["text"]).strip()][:limit]
             plain += [(Row(source, str(row["text"]), int(str(row["label"]))), held) for row in of]
-    twins = [Row("benign_twins", text, 0) for text in benign_twins()]
+    twins = twin_rows()
     copies = list(augmented([row for row, held in plain if not held] + twins, seed=0))
     table: list[tuple[str, str, int, str, bool]] = [(row.text, row.source, row.label, PLAIN, held) for row, held in plain]
     table += [(row.text, row.source, row.label, TWIN, False) for row in twins]
     table += [(copy.text, copy.source, copy.label, copy.transformation, False) for copy in copies]
-    guard = Guard()
+    guard = Guard(EmbeddedEncoder(adapter=adapter))
     states: list[npt.NDArray[np.float16]] = []
     owner: list[int] = []
     for start in range(0, len(table), _CHUNK):

@@ -36,7 +36,7 @@ WEIGHTS = {
 }
 HEAVIEST = 6.0
 
-VARIED = 0.2
+VARIED = 0.25
 LONGEST_VARIED = 400
 EXAM = {0: 0.06, 1: 0.015}
 LONGEST_EXAM = 300
@@ -142,7 +142,7 @@ class Variation:
 
     def _varied(self, text: str) -> str:
         chance = self._random
-        name = chance.choices(("typos", "role_play", "padded_before", "padded_after", "beside"), (35, 20, 15, 20, 10))[0]
+        name = chance.choices(("typos", "role_play", "padded_before", "padded_after", "beside"), (30, 30, 13, 17, 10))[0]
         if name != "beside":
             return changed(name, text, chance.randrange(1 << 30))
         pair = [text, chance.choice(self._harmless)]
