@@ -49,7 +49,7 @@ def write_cards(
     Args:
         data: folder with `train`, `eval` and `response`.
         bundles: folder with `default` and `default-response`; the cards are written there.
-        results: folder for `card.json`; also where `ablation.json` is looked for. Nothing is kept without it.
+        results: folder for `card.json`, and where `ablation.json` and `left_out.json` are looked for; None keeps nothing.
         reference_folder: where the reference recipe's guard is kept; see `card_reference.reference`.
         rows: of a disguised set at most.
         held_out_rows: of a source and label at most.
@@ -106,19 +106,35 @@ def pages(figures: CardFigures, bundles: Path = BUNDLES) -> dict[str, str]:
 
 
 def trials_in(results: Path | None) -> dict[str, Trial]:
-    """Recipes that `benchmarks/ablation.py` compared, by name; none where its results are not there."""
-    path = None if results is None else results / "ablation.json"
-    if path is None or not path.is_file():
-        return {}
+    """Recipes that `benchmarks/ablation.py` compared, by name, and what `left_out.py` found of the one that ships.
+
+    Empty where the results of neither are there.
+    """
     rows: dict[str, dict[str, Any]] = {}
-    for each in json.loads(path.read_text(encoding="utf-8"))["figures"]:
+    for each in _results_of(results, "ablation"):
         what, _, name = str(each["name"]).partition(", ")
         rows.setdefault(name, {})[what] = each
-    return {
+    found = {
         name: Trial(precision=of["average precision"]["median"], change=of["change"]["median"], worst=of["change"]["minimum"])
         for name, of in rows.items()
         if {"average precision", "change"} <= of.keys()
     }
+    of_shipped = {str(each["name"]): float(each["median"]) for each in _results_of(results, "left_out")}
+    if of_shipped:
+        found["as shipped, with an adapter that has not seen the source, either"] = Trial(
+            precision=of_shipped["average precision, shipped recipe, mean over sources"],
+            change=of_shipped["change, mean over sources"],
+            worst=of_shipped["change, worst source"],
+        )
+    return found
+
+
+def _results_of(results: Path | None, benchmark: str) -> list[dict[str, Any]]:
+    path = None if results is None else results / f"{benchmark}.json"
+    figures: list[dict[str, Any]] = []
+    if path is not None and path.is_file():
+        figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
+    return figures
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from mlpm_guard.bundles.card_reference import ROWS_PER_SOURCE, THRESHOLD
 from mlpm_guard.bundles.card_sources import COPIES, find, on_the_hub
 from mlpm_guard.encoders.embedded import ADAPTER_SHA256, MODEL, REVISION, WEIGHTS_SHA256
 
+TRIALS = Path(__file__).with_name("trials.md")
 COMMAND = "python mlpm_guard/bundles/card.py DATA_FOLDER"
 _COUNTS = ("prompts_per_source", "answers_per_source")
 _TOLD = {
@@ -34,12 +35,11 @@ def prompt_page(bundle: Bundle, figures: CardFigures) -> str:
     """The card, as Markdown with front matter."""
     counts = counts_of(bundle)
     safe, unsafe = figures.reference_rows
-    trials = ""
+    compared = ""
     if figures.trials:
-        trials = f"""
-### What was tried
-
-Recipes on the same states, each judged on sources that were left out of its fit (`python benchmarks/ablation.py DATA_FOLDER`):
+        compared = f"""
+Recipes on the states of the published encoder, each judged on sources that were left out of its fit
+(`python benchmarks/ablation.py DATA_FOLDER`; the last row, where there is one, by `left_out.py`):
 
 {card_tables.trials_table(figures)}
 """
@@ -129,7 +129,11 @@ flagged, and how many more than clean. Wrappers and padding are others than thos
 made in the same way.
 
 {card_tables.robustness_tables(figures)}
-{trials}
+
+## What was tried
+{compared}
+{TRIALS.read_text(encoding="utf-8").strip()}
+
 ## Figures that others published, on models of their own
 
 F1 times 100 as reported in arXiv 2502.16174. **None of these was measured by this project**, and they are not comparable row by
