@@ -1,5 +1,7 @@
 """Disguised, wrapped and padded copies of training rows, as many harmful as harmless, so that a disguise alone says nothing.
 
+Fillers, a few everyday words over and over, are harmless only.
+
 The wrappers and the padding here are not those that `mlpm_guard.evaluation.transformations` measures with: what is learned here
 is tested on others. Deterministic: rows are drawn by a seeded hash of their texts, in turns from every source.
 """
@@ -8,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
@@ -122,6 +126,10 @@ SENTENCES = (
 PLAN: Mapping[str, int] = {"base64": 300, "typos": 200, "role_play": 600, "padded_before": 150, "padded_after": 150}
 """Copies of each label by transformation. Leet, spaced letters and look-alikes are undone before a prompt is judged."""
 
+FILLERS = 200
+"""Texts of few words over and over. They look like nothing else that is learned, and so count for more than their number."""
+_FILLER_WORDS = (8, 150)
+
 
 class Copy(NamedTuple):
     """A changed copy of a row.
@@ -196,6 +204,26 @@ def augmented(rows: Sequence[R], *, seed: int, plan: Mapping[str, int] = PLAN) -
             drawn = in_turns([row for row in rows if row.label == label and len(row.text) <= LONGEST], f"{seed}|{name}")
             for row in drawn[:count]:
                 yield Copy(name, row.source, changed(name, row.text, seed), label)
+
+
+def fillers(texts: Sequence[str], *, seed: int, count: int = FILLERS) -> list[str]:
+    """One to three neighbouring words of a text, over and over, as padding without meaning has them.
+
+    Args:
+        texts: everyday harmless texts.
+        seed: of the drawing.
+        count: how many; fewer where fewer texts have three words.
+    """
+    chance = random.Random(seed)  # noqa: S311
+    usable = sorted({text for text in texts if len(text.split()) >= 3})
+    shortest, longest = (math.log(words) for words in _FILLER_WORDS)
+    found: list[str] = []
+    for text in chance.sample(usable, min(count, len(usable))):
+        words, length = text.split(), chance.choice((1, 1, 2, 3))
+        start = chance.randrange(len(words) - length + 1)
+        times = round(math.exp(chance.uniform(shortest, longest)) / length)
+        found.append(" ".join(words[start : start + length] * times))
+    return found
 
 
 def in_turns(rows: Sequence[R], seed: str) -> list[R]:

@@ -102,6 +102,7 @@ SOURCES: dict[str, Source] = {
     "gptfuzz_resp": Source("MIT", "sherdencooper/GPTFuzz", "answers to jailbreaks, labelled by people"),
     "jbb_artifacts_resp": Source("MIT", "JailbreakBench/artifacts", "answers to jailbreaks, labelled by a model"),
     "benign_twins": Source("Apache-2.0", None, "harmless prompts that sound like a harmful request"),
+    "fillers": Source("Apache-2.0", None, "a few everyday words of harmless rows, over and over"),
     "unsafe_twins": Source("Apache-2.0", None, "harmful requests beside the harmless prompts that sound like them"),
     "everyday_answers": Source("Apache-2.0", None, "harmless answers: whole, by sentence, and two in a row"),
 }  # fmt: skip

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from mlpm_guard import Guard
-from mlpm_guard.bundles.augment import augmented
+from mlpm_guard.bundles.augment import augmented, fillers
 
 SEED = 0
 ROWS_PER_SOURCE = 1300
@@ -67,7 +67,7 @@ DROPPED_CATEGORIES = {
 
 # Written for this project.
 TWINS = {"benign_twins": 0, "unsafe_twins": 1}
-COPIES = "copies"
+COPIES, FILLER = "copies", "fillers"
 
 # The threshold flags this share of held-out everyday questions, none of which was trained on.
 EVERYDAY = ("clinc150", "banking77", "nq_open")
@@ -148,14 +148,15 @@ def rows_to_learn(folder: Path) -> list[Row]:
 
 
 def rows_with_copies(folder: Path) -> list[Row]:
-    """What the prototypes are fitted on: the rows to learn, and disguised, wrapped and padded copies of some of them."""
+    """What the prototypes are fitted on: the rows to learn, disguised, wrapped and padded copies of some, and fillers."""
     rows = rows_to_learn(folder)
     known = {row.text for row in rows}
     copies: dict[str, Row] = {}
     for copy in augmented(rows, seed=SEED):
         if copy.text not in known:
             copies.setdefault(copy.text, Row(f"{COPIES}:{copy.transformation}", copy.text, copy.label))
-    return [*rows, *copies.values()]
+    padding = fillers([row.text for row in rows if row.source in EVERYDAY], seed=SEED)
+    return [*rows, *copies.values(), *(Row(FILLER, text, 0) for text in padding if text not in known)]
 
 
 def everyday_rows(folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ from mlpm_guard.bundles.augment import (
     augmented,
     benign_twins,
     changed,
+    fillers,
     in_turns,
 )
 from mlpm_guard.errors import ConfigurationError
@@ -43,6 +44,23 @@ def test_the_twins_are_the_texts_of_the_file():
 def test_every_transformation_copies_as_many_harmful_rows_as_harmless_ones():
     counts = Counter((copy.transformation, copy.label) for copy in augmented(ROWS, seed=0, plan={"leet": 20, "role_play": 30}))
     assert counts == {("leet", 0): 20, ("leet", 1): 20, ("role_play", 0): 30, ("role_play", 1): 30}
+
+
+def test_fillers_are_a_few_neighbouring_words_over_and_over():
+    texts = [row.text for row in ROWS]
+    found = fillers(texts, seed=0, count=50)
+    assert len(found) == 50
+    assert found == fillers(texts[::-1], seed=0, count=50)
+    assert found != fillers(texts, seed=1, count=50)
+    for filler in found:
+        words = filler.split()
+        assert 4 <= len(words) <= 151
+        length = next(length for length in (1, 2, 3) if words == words[:length] * (len(words) // length))
+        assert any(" ".join(words[:length]) in text for text in texts)
+
+
+def test_there_are_no_fillers_of_texts_without_enough_words():
+    assert fillers(["one two", "", "three"], seed=0) == []
 
 
 def test_a_copy_keeps_the_source_of_its_row():

@@ -38,6 +38,15 @@ def test_the_steps_run_in_order_on_the_data(monkeypatch, tmp_path, keep, steps):
     assert all((recipe.HERE / step).is_file() for step in steps)
 
 
+def test_the_reference_is_kept_by_the_card_and_every_step_says_what_it_took(monkeypatch, tmp_path, capsys):
+    ran = []
+    monkeypatch.setattr(sys, "argv", ["recipe.py", str(tmp_path), "--keep-adapter", "--reference", "plain"])
+    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command) or SimpleNamespace(returncode=0))
+    recipe.main()
+    assert [command[3:] for command in ran] == [[], [], ["--reference", "plain"]]
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == list(recipe.STEPS[1:])
+
+
 def test_a_step_that_fails_ends_the_recipe(monkeypatch, tmp_path):
     ran = []
     monkeypatch.setattr(sys, "argv", ["recipe.py", str(tmp_path)])
