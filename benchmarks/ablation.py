@@ -30,7 +30,7 @@ from scipy.linalg import cho_factor, cho_solve
 Array = npt.NDArray[np.floating]
 Discriminants = tuple[Array, Array]
 
-_ROWS, _QUICK_ROWS = 300, 60
+_ROWS, _QUICK_ROWS = 200, 60
 _POOL_ROWS = 20
 _TARGET_ROWS = 300
 _FEWEST = 20

@@ -27,7 +27,7 @@ from _bench import figure, options, report, share
 from ablation import PLAIN, REFERENCE, Outcome, Prompts, judged, leave_one_source_out, load, targets
 
 FOLDS = 3
-_ROWS, _QUICK_ROWS, _QUICK_EPOCHS = 300, 60, 0.02
+_ROWS, _QUICK_ROWS, _QUICK_EPOCHS = 200, 60, 0.02
 
 
 def dealt(data: Path, folds: int = FOLDS) -> list[list[str]]:
