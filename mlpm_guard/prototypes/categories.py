@@ -113,7 +113,7 @@ class CategoryBlock:
 
 
 def deeper_half(used: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The layers that categories read: the deeper half of those that the score uses, so that they cost no encoding."""
+    """The layers that fitted categories and rivals read: the deeper half of those that the score uses."""
     return used[len(used) // 2 :]
 
 

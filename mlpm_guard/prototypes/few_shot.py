@@ -27,7 +27,7 @@ from mlpm_guard.prototypes.rivals import Rivals
 from mlpm_guard.prototypes.scorer import Array, sigmoid
 from mlpm_guard.prototypes.statistics import CLASSES, PrototypeStatistics
 
-SHRINKAGE = 10.0
+SHRINKAGE = 3.0
 """Of the covariance, towards a sphere: weight of its mean eigenvalue."""
 STRENGTH = 100.0
 """Inverse strength of the regression's penalty."""
@@ -80,15 +80,24 @@ def add_from_statistics(
     Raises:
         DataError: the examples cannot be told from everything else.
     """
-    positions = deeper_half(used)
     background: list[States] = [
-        _kept(statistics, label, statistics.classes[label].sorted_keys()[:BACKGROUND], positions) for label in CLASSES
+        _kept(statistics, label, statistics.classes[label].sorted_keys()[:BACKGROUND], used) for label in CLASSES
     ]
-    center = 0.5 * (statistics.means(0)[positions] + statistics.means(1)[positions])
-    others = None if negatives is None else negatives[:, positions]
-    block = learn_category(name, examples[:, positions], background, others, positions, center)
-    groups = [unit_states(each, center) for each in _fitted(statistics, positions)]
-    return replace(block, rivals=learn_rivals(unit_states(examples[:, positions], center), groups))
+    center = 0.5 * (statistics.means(0)[used] + statistics.means(1)[used])
+    others = None if negatives is None else negatives[:, used]
+    block = learn_category(name, examples[:, used], background, others, used, center)
+    # What tells one harm from another stands in the deeper layers.
+    deep = np.isin(used, deeper_half(used))
+    groups = [unit_states(each, center)[:, deep] for each in _fitted(statistics, used)]
+    rivals = learn_rivals(unit_states(examples[:, used], center)[:, deep], groups)
+    return block if rivals is None else replace(block, rivals=_widened(rivals, deep))
+
+
+def _widened(rivals: Rivals, read: npt.NDArray[np.bool_]) -> Rivals:
+    """The same functions of more layers, nothing for those that they do not read."""
+    weights = np.zeros((len(rivals.biases), len(read), rivals.weights.shape[2]), np.float32)
+    weights[:, read] = rivals.weights
+    return replace(rivals, weights=weights)
 
 
 def _kept(statistics: PrototypeStatistics, label: int, keys: Sequence[int], positions: npt.NDArray[np.int64]) -> Array:

@@ -74,7 +74,7 @@ def test_a_classifiers_statistics_are_background_enough_and_stay_what_they_are()
     examples = np.random.default_rng(2).normal(size=(8, 4, 16)).astype(np.float32)
     examples[:, 2:] += TOPIC.astype(np.float32)
     block = add_from_statistics("topic", examples, None, statistics, np.array([0, 1, 3]))
-    assert block.positions.tolist() == [1, 3]
+    assert block.positions.tolist() == [0, 1, 3]
     assert block.log_odds(examples[:, block.positions]).min() > block.log_odds(states[:, block.positions]).mean()
     after = statistics.to_tensors()
     assert before.keys() == after.keys()
