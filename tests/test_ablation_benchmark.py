@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,8 @@ SOURCES = {"letters": 0, "recipes": 0, "threats": 1, "thefts": 1}
 
 
 @pytest.fixture
-def ablation(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-    return __import__("ablation")
+def ablation(open_benchmark: Any) -> Any:
+    return open_benchmark("ablation")
 
 
 def prompts_of(ablation: Any, separation: float = 2.0, apart: float = 1.0, rows: int = 40, seed: int = 0) -> Any:

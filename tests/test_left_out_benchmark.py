@@ -15,9 +15,8 @@ SOURCES = {"gsm8k": 0, "letters": 0, "sap200": 1, "thefts": 1}
 
 
 @pytest.fixture
-def left_out(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-    return __import__("left_out")
+def left_out(open_benchmark: Any) -> Any:
+    return open_benchmark("left_out")
 
 
 def prompts_of(left_out: Any, rows: int) -> Any:
