@@ -24,7 +24,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from _bench import figure, options, report, share
-from ablation import PLAIN, REFERENCE, Outcome, Prompts, judged, leave_one_source_out, load, targets
+from _recipes import PLAIN, REFERENCE, Prompts
+from _states import load
+from ablation import Outcome, judged, leave_one_source_out, targets
 
 FOLDS = 3
 _ROWS, _QUICK_ROWS, _QUICK_EPOCHS = 200, 60, 0.02

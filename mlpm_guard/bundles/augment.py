@@ -1,4 +1,7 @@
-"""Disguised, wrapped and padded copies of training rows, as many harmful as harmless, so that a disguise alone says nothing.
+"""Disguised, wrapped and padded copies of training rows, so that a disguise alone says nothing.
+
+There are more harmless copies than harmful ones: what the public sources hold of wrapped and disguised prompts is harmful
+nearly throughout, so that as many of either would leave a disguise looking like harm.
 
 Fillers, a few everyday words over and over, are harmless only.
 
@@ -123,8 +126,22 @@ SENTENCES = (
 )
 """Padding for training only."""
 
-PLAN: Mapping[str, int] = {"base64": 300, "typos": 200, "role_play": 600, "padded_before": 150, "padded_after": 150}
-"""Copies of each label by transformation. Leet, spaced letters and look-alikes are undone before a prompt is judged."""
+
+class Amount(NamedTuple):
+    """How many copies there are of harmless rows, and of harmful ones."""
+
+    harmless: int
+    harmful: int
+
+
+PLAN: Mapping[str, Amount] = {
+    "base64": Amount(900, 300),
+    "typos": Amount(600, 200),
+    "role_play": Amount(2400, 600),
+    "padded_before": Amount(300, 150),
+    "padded_after": Amount(300, 150),
+}
+"""Copies by transformation. Leet, spaced letters and look-alikes are undone before a prompt is judged."""
 
 FILLERS = 200
 """Texts of few words over and over. They look like nothing else that is learned, and so count for more than their number."""
@@ -191,16 +208,16 @@ def changed(name: str, text: str, seed: int) -> str:
     return transformation(name).apply(text, seed)
 
 
-def augmented(rows: Sequence[R], *, seed: int, plan: Mapping[str, int] = PLAN) -> Iterator[Copy]:
+def augmented(rows: Sequence[R], *, seed: int, plan: Mapping[str, Amount] = PLAN) -> Iterator[Copy]:
     """Changed copies of some rows.
 
     Args:
         rows: training rows of both labels.
         seed: of the drawing and the transformations.
-        plan: copies of each label by transformation; fewer where there are fewer rows.
+        plan: copies by transformation; fewer where there are fewer rows.
     """
-    for name, count in plan.items():
-        for label in (0, 1):
+    for name, amount in plan.items():
+        for label, count in enumerate(amount):
             drawn = in_turns([row for row in rows if row.label == label and len(row.text) <= LONGEST], f"{seed}|{name}")
             for row in drawn[:count]:
                 yield Copy(name, row.source, changed(name, row.text, seed), label)

@@ -255,7 +255,10 @@ def data_section(bundle: Bundle, counts: Mapping[str, int], what: str) -> str:
             )
     if copies:
         changed = ", ".join(f"{counts[name]:,} {name.partition(':')[2] or 'copies'}" for name in copies)
-        lines += ["", f"Disguised, wrapped and padded copies of training rows, as many harmful as harmless: {changed}."]
+        lines += [
+            "",
+            f"Disguised, wrapped and padded copies of training rows, more of harmless than of harmful ones: {changed}.",
+        ]
     return "\n".join(lines)
 
 

@@ -110,7 +110,7 @@ SOURCES: dict[str, Source] = {
 COPIES = "copies"
 """Name, or beginning of the name before a colon, of disguised or wrapped copies of other rows in a bundle's notes."""
 
-_COPIES = Source("as the rows that were copied", None, "disguised or wrapped copies of rows above, as many harmful as harmless")
+_COPIES = Source("as the rows that were copied", None, "disguised or wrapped copies of rows above, more harmless than harmful")
 
 
 def find(name: str) -> Source | None:

@@ -11,6 +11,7 @@ from mlpm_guard.bundles.augment import (
     SENTENCES,
     SHORT_PADDING,
     WRAPPERS,
+    Amount,
     augmented,
     benign_twins,
     changed,
@@ -41,9 +42,12 @@ def test_the_twins_are_the_texts_of_the_file():
     assert len(twins) == len(set(twins)) >= 450
 
 
-def test_every_transformation_copies_as_many_harmful_rows_as_harmless_ones():
-    counts = Counter((copy.transformation, copy.label) for copy in augmented(ROWS, seed=0, plan={"leet": 20, "role_play": 30}))
-    assert counts == {("leet", 0): 20, ("leet", 1): 20, ("role_play", 0): 30, ("role_play", 1): 30}
+def test_every_transformation_copies_as_many_rows_of_either_label_as_the_plan_says():
+    plan = {"leet": Amount(20, 20), "role_play": Amount(harmless=30, harmful=10)}
+    counts = Counter((copy.transformation, copy.label) for copy in augmented(ROWS, seed=0, plan=plan))
+    assert counts == {("leet", 0): 20, ("leet", 1): 20, ("role_play", 0): 30, ("role_play", 1): 10}
+    few = Counter(copy.label for copy in augmented(ROWS, seed=0, plan={"leet": Amount(500, 500)}))
+    assert few == {0: 65, 1: 60}
 
 
 def test_fillers_are_a_few_neighbouring_words_over_and_over():
@@ -65,7 +69,7 @@ def test_there_are_no_fillers_of_texts_without_enough_words():
 
 def test_a_copy_keeps_the_source_of_its_row():
     known = {row.text: row.source for row in ROWS}
-    for copy in augmented(ROWS, seed=0, plan={"role_play": 40}):
+    for copy in augmented(ROWS, seed=0, plan={"role_play": Amount(40, 40)}):
         assert copy.source == known[max((text for text in known if text in copy.text), key=len)]
 
 
