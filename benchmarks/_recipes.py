@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -157,7 +158,7 @@ class Fits:
         for layer in range(layers):
             covariance = (scatter[layer] + offsets[:, layer].T @ offsets[:, layer]) / number
             level = float(np.trace(covariance)) / dim
-            kept, ridge = self._shrunk(layer, number, groups, mean)
+            kept, ridge = self._shrunk(layer, number)
             covariance *= kept
             covariance.flat[:: dim + 1] += level * ridge
             factored = cho_factor(covariance, lower=True, overwrite_a=True, check_finite=False)
@@ -168,21 +169,22 @@ class Fits:
                 bias[index, layer] += np.log(size[name] / sum(size[other] for other in unsafe))
         return coef, bias
 
-    def _shrunk(
-        self, layer: int, number: float, groups: dict[tuple[str, str], npt.NDArray[np.int64]], mean: dict[str, Array]
-    ) -> tuple[float, float]:
+    def _shrunk(self, layer: int, number: float) -> tuple[float, float]:
         """How much of a layer's covariance stays, and what its diagonal gets, as a multiple of the mean eigenvalue."""
         if self._variant.ridge is not None:
             return 1.0, self._variant.ridge
         if self._variant.shrinkage == "bayes":
             return 1.0, self.states.shape[2] / (number - 1)
-        centred = np.concatenate([self.states[rows, layer] - mean[key[1]][layer] for key, rows in groups.items()])
-        share = (
-            ledoit_wolf_shrinkage(centred, assume_centered=True)
-            if self._variant.shrinkage == "ledoit_wolf"
-            else oas(centred, assume_centered=True)[1]
-        )
-        return 1.0 - float(share), float(share)
+        return 1.0 - self._shares[layer], self._shares[layer]
+
+    @cached_property
+    def _shares(self) -> list[float]:
+        """Shrinkage of every layer by scikit-learn. Found once, with every source: one source more or less moves it little."""
+        means = {name: self.states[self._prototype == name].mean(axis=0) for name in np.unique(self._prototype).tolist()}
+        centred = self.states - np.stack([means[name] for name in self._prototype.tolist()])
+        if self._variant.shrinkage == "ledoit_wolf":
+            return [float(ledoit_wolf_shrinkage(each, assume_centered=True)) for each in centred.swapaxes(0, 1)]
+        return [float(oas(each, assume_centered=True)[1]) for each in centred.swapaxes(0, 1)]
 
     def _factor(self, key: tuple[str, str]) -> float:
         return self._weight[key[0]] * (self._variant.unsafe_weight if key[1] != "0" else 1.0)

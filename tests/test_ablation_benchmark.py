@@ -78,8 +78,6 @@ def test_the_reference_fit_points_where_the_librarys_does(ablation: Any) -> None
         {"balance": 1.0},
         {"ridge": 0.3},
         {"joint": True, "ridge": 0.3},
-        {"shrinkage": "ledoit_wolf"},
-        {"shrinkage": "oas"},
         {"unsafe_weight": 2.0},
         {"categories": True},
         {"parts": ("mean", "max")},
