@@ -32,13 +32,15 @@ class _Text(NamedTuple):
 def load(data: Path, folder: Path, rows: int, adapter: Path | None = None) -> Prompts:
     """States of the published encoder, or with an adapter those of the adapted one; from the folder, or made and kept there.
 
+    A file's name has a digest of what was encoded, so that other data or another recipe is encoded anew.
+
     Args:
         data: folder with `train`.
         folder: to keep them in.
         rows: of a source at most.
         adapter: file.
     """
-    path = folder / f"states-{'published' if adapter is None else adapter.stem}-{rows}.npz"
+    path = folder / f"states-{'published' if adapter is None else adapter.stem}-{_digest(data, rows)}.npz"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         _encode(data, path, rows, adapter)
@@ -48,12 +50,17 @@ def load(data: Path, folder: Path, rows: int, adapter: Path | None = None) -> Pr
 
 def with_maxima(prompts: Prompts, data: Path, folder: Path, rows: int) -> Prompts:
     """The same, with the largest number over the tokens after each layer's mean and [CLS]. Of the published encoder only."""
-    path = folder / f"maxima-published-{rows}.npy"
+    path = folder / f"maxima-published-{_digest(data, rows)}.npy"
     if not path.is_file():
         np.save(path, _maxima(_windows(data, rows)[0]))
     return replace(prompts, states=np.concatenate([prompts.states, np.load(path).astype(np.float32)], axis=2))
 
 
+def _digest(data: Path, limit: int) -> str:
+    return hashlib.sha256(repr(_texts(data, limit)).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
+@cache
 def _texts(data: Path, limit: int) -> list[_Text]:
     from mlpm_guard.bundles.augment import augmented
     from mlpm_guard.bundles.fit_default import Row, category, held_out, read, twin_rows
