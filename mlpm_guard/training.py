@@ -34,7 +34,9 @@ _FEWEST, _MOST = 64, 512
 _AHEAD = 4096
 _CHARACTERS_AHEAD = 1 << 22
 _CHARACTERS_PER_TOKEN = 16
-_WINDOWS = {"prompt": 4, "response": 2}
+_WINDOWS = {"prompt": (4, 4), "response": (2, 1)}
+"""Windows that a long text gives, by its label. A harmless answer is harmless throughout. A harmful one need not be: it complies
+in its opening, and often ends in words that a harmless one could end in."""
 _LABELS = {"safe": 0, "unsafe": 1, "0": 0, "1": 1, "false": 0, "true": 1}
 _MISSING = object()
 _MOST_CATEGORIES = 1 << 16
@@ -87,8 +89,9 @@ def examples(
     """Layer states, labels, keys and categories of training windows, a chunk at a time.
 
     A prompt of several windows gives up to four of them, spread evenly, each with the prompt's label; one in a context gives
-    that. An answer gives its first and its last window and, where answers are judged in their context, that too. What is
-    disguised beyond doubt is learned as it reads, which is how it is judged.
+    that. A harmless answer gives its first and its last window, a harmful one its first, for it need not be harmful to its
+    end; where answers are judged in their context, they give that too. What is disguised beyond doubt is learned as it reads,
+    which is how it is judged.
 
     Args:
         prompts: conversations, any iterable.
@@ -136,7 +139,7 @@ def _ahead(rows: Iterator[_Row], size: int, reading: Reading, encoder: Encoder) 
             turns = ((row[0], row[0].messages[row[1]].content) for row in block if row[0].token_ids is None)
             spans.prepare(text for conversation, text in turns if needs_spans(conversation, text, reading.window))
             for conversation, index, label, name in block:
-                found = _pieces(conversation, index, reading, encoder, spans)
+                found = _pieces(conversation, index, label, reading, encoder, spans)
                 pieces += [_Piece(piece, label, name, at == 0) for at, piece in enumerate(found)]
                 characters += conversation.characters
             prompts += len(block)
@@ -273,7 +276,7 @@ def paired(prompts: Iterable[ConversationLike], labels: Iterable[Label]) -> Iter
 
 
 def _pieces(
-    conversation: Conversation, index: int, reading: Reading, encoder: Encoder, spans: TokenSpans
+    conversation: Conversation, index: int, label: int, reading: Reading, encoder: Encoder, spans: TokenSpans
 ) -> list[Conversation]:
     turn = conversation.messages[index]
     context = context_of(conversation, index, encoder, reading, spans)
@@ -284,7 +287,7 @@ def _pieces(
         return [Conversation((Message(role, turn.content),), token_ids=conversation.token_ids)]
     windows = [
         Conversation((Message(role, turn.content[piece.start : piece.end]),))
-        for piece in training_pieces(turn.content, spans(turn.content), reading.window, _WINDOWS[reading.target])
+        for piece in training_pieces(turn.content, spans(turn.content), reading.window, _WINDOWS[reading.target][label])
     ]
     return windows if context is None else [context, *windows]
 

@@ -1,4 +1,4 @@
-"""Training windows come in chunks: which ones together, in which order, and how far the prompts are read ahead for that."""
+"""Training windows come in chunks: which ones of a text, which together, in which order, and how far is read ahead for that."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from mlpm_guard import Guard, UnknownPromptError
+from mlpm_guard.conversation import Conversation
 from mlpm_guard.encoders.base import States
 from mlpm_guard.judging import Reading
 from mlpm_guard.testing import MockEncoder
 from mlpm_guard.training import examples
+from mlpm_guard.verdict import Target
 
 CHUNK = 512
 READING = Reading("prompt", 32, True, 0.6)
@@ -24,9 +26,11 @@ class Recorder(MockEncoder):
     def __init__(self) -> None:
         super().__init__(layers=2, dim=4)
         self.lengths: list[list[int]] = []
+        self.keys: list[bytes] = []
 
     def encode(self, conversations, *, layers=None) -> States:
         self.lengths.append([conversation.characters for conversation in conversations])
+        self.keys += [conversation.key() for conversation in conversations]
         return super().encode(conversations, layers=layers)
 
 
@@ -70,6 +74,19 @@ def test_no_chunk_has_more_windows_than_it_may_where_prompts_have_several() -> N
     list(examples(rows(400, longest=200), labels(400), encoder, READING, progress=False, by_length=True))
     assert max(map(len, encoder.lengths)) == CHUNK
     assert sum(map(len, encoder.lengths)) > 400
+
+
+@pytest.mark.parametrize(
+    ("target", "label", "windows"), [("prompt", 0, 4), ("prompt", 1, 4), ("response", 0, 2), ("response", 1, 1)]
+)
+def test_a_long_text_gives_some_windows_and_a_harmful_answer_its_first(target: Target, label: int, windows: int) -> None:
+    encoder, reading = Recorder(), Reading(target, 32, True, 0.6)
+    long = " ".join(f"word{index}" for index in range(400))
+    turn = [{"role": "user" if target == "prompt" else "assistant", "content": long}]
+    (chunk,) = examples([turn], [label], encoder, reading, progress=False)
+    assert chunk.labels == [label] * windows
+    first = " ".join(f"word{index}" for index in range(32))
+    assert Conversation.parse([{**turn[0], "content": first}], target=target).key() == encoder.keys[0]
 
 
 @pytest.mark.parametrize(("length", "read"), [(1, 4_096), (2_000, 2_560), (1_000_000, 5)])

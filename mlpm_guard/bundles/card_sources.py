@@ -105,6 +105,7 @@ SOURCES: dict[str, Source] = {
     "fillers": Source("Apache-2.0", None, "a few everyday words of harmless rows, over and over"),
     "unsafe_twins": Source("Apache-2.0", None, "harmful requests beside the harmless prompts that sound like them"),
     "everyday_answers": Source("Apache-2.0", None, "harmless answers: whole, by sentence, and two in a row"),
+    "harmless_answers": Source("Apache-2.0", None, "refusals, deflections and harmless readings of harmful requests"),
 }  # fmt: skip
 
 COPIES = "copies"

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,8 +107,8 @@ def category(row: dict[str, object]) -> str | None:
     return None if found in {None, "other"} or int(str(row["label"])) == 0 else str(found)
 
 
-def training_rows(folder: Path) -> list[Row]:
-    """Rows to learn from, in a fixed order."""
+def training_rows(folder: Path, rows_of: Mapping[str, int] = ROWS_OF) -> list[Row]:
+    """Rows to learn from, in a fixed order; of every source so many at most."""
     rows: list[Row] = []
     for path in sorted(folder.glob("*.jsonl.gz")):
         source = path.name.removesuffix(".jsonl.gz")
@@ -117,7 +117,7 @@ def training_rows(folder: Path) -> list[Row]:
             row for row in read(path) if not held_out(source, str(row["id"])) and row.get("source_category") not in dropped
         ]
         usable.sort(key=lambda row: hashlib.sha256(f"{SEED}|{row['id']}".encode()).digest())
-        chosen = usable[: ROWS_OF.get(source, ROWS_PER_SOURCE)]
+        chosen = usable[: rows_of.get(source, ROWS_PER_SOURCE)]
         rows += [
             Row(source, str(row["text"]), int(str(row["label"])), category(row)) for row in chosen if str(row["text"]).strip()
         ]
@@ -140,9 +140,9 @@ def twin_rows() -> list[Row]:
     return rows
 
 
-def rows_to_learn(folder: Path) -> list[Row]:
+def rows_to_learn(folder: Path, rows_of: Mapping[str, int] = ROWS_OF) -> list[Row]:
     """The public rows, then the twins; no text twice with two labels."""
-    public, twins = training_rows(folder), twin_rows()
+    public, twins = training_rows(folder, rows_of), twin_rows()
     own = {row.text for row in twins}
     return [row for row in public if row.text not in own] + twins
 

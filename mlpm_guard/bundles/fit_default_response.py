@@ -7,7 +7,8 @@ answer), `label` (1 harmful answer); and the folder `train` of `fit_default.py`.
 drawn by a seeded hash of their ids.
 
 Public answers are nearly all answers to harmful requests: from them alone a guard learns that whatever is helpful is harmful.
-So it also learns from everyday answers, which lie beside this file, and from harmless public texts read as answers.
+So it also learns from everyday answers and from answers that do not comply with harmful requests, which lie beside this file,
+and from harmless public texts read as answers.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from mlpm_guard import Guard
 from mlpm_guard.bundles.fit_default import SEED, held_out, read
 from mlpm_guard.evaluation.metrics import compute
 
-SAMPLE_SIZE = 2000
+# Fewer than there are harmful answers: a class that fits whole into the sample is saved row by row, in full precision.
+SAMPLE_SIZE = 1000
 ANSWERS = ("gptfuzz_resp", "jbb_artifacts_resp")
 TEST_SETS = ("harmbench_resp", "jbb_judge_comparison")
 LICENCES = {
@@ -42,10 +44,11 @@ LICENCES = {
     "safetext": "MIT",
     "cyberseceval_frr": "MIT",
     "everyday_answers": "Apache-2.0",
+    "harmless_answers": "Apache-2.0",
 }
 
 # Hundreds of answers to one question say little more than a few of each label.
-ANSWERS_PER_QUESTION = 8
+ANSWERS_PER_QUESTION = 4
 
 HARMLESS = ("dolly_1k", "bbq_sample", "arena_hard", "self_instruct", "safetext", "cyberseceval_frr")
 HARMLESS_ROWS = 60
@@ -56,7 +59,9 @@ HELD_OUT = (*HARMLESS, "coconot", "gpteacher", "oasst_small", "certified_safe_pr
 HELD_OUT_ROWS = 100
 HELD_OUT_FLAGGED = 0.005
 
-EVERYDAY = Path(__file__).resolve().parent / "everyday_answers.jsonl"
+HERE = Path(__file__).resolve().parent
+EVERYDAY = HERE / "everyday_answers.jsonl"
+NOT_COMPLYING = HERE / "harmless_answers.jsonl"
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _SHORTEST = 5
 _JOINED_STEPS = (1, 7)
@@ -83,13 +88,13 @@ def drawn(rows: Iterable[dict[str, object]]) -> list[dict[str, object]]:
     return sorted(rows, key=lambda row: hashlib.sha256(f"{SEED}|{row['id']}".encode()).digest())
 
 
-def public_answers(folder: Path, source: str) -> Iterator[Row]:
-    """Answers of one source, each once, and a limited number to each question."""
+def public_answers(folder: Path, source: str, per_question: int = ANSWERS_PER_QUESTION) -> Iterator[Row]:
+    """Answers of one source, each once, and a limited number of either label to each question."""
     seen: set[tuple[str, str]] = set()
     counts: Counter[tuple[str, int]] = Counter()
     for row in drawn(read(folder / f"{source}.jsonl.gz")):
         prompt, text, label = str(row["prompt"]), str(row["text"]), int(str(row["label"]))
-        if text.strip() and (prompt, text) not in seen and counts[prompt, label] < ANSWERS_PER_QUESTION:
+        if text.strip() and (prompt, text) not in seen and counts[prompt, label] < per_question:
             seen.add((prompt, text))
             counts[prompt, label] += 1
             yield Row(source, prompt, text, label)
@@ -110,6 +115,13 @@ def everyday_answers() -> Iterator[Row]:
             yield Row("everyday_answers", None, f"{answer}\n\n{answers[(index + step) % len(answers)]}", 0)
 
 
+def harmless_answers() -> Iterator[Row]:
+    """Refusals, deflections and answers to a harmless reading of a harmful request, and helpful ones to alarming prompts."""
+    for line in NOT_COMPLYING.read_text(encoding="utf-8").splitlines():
+        pair = json.loads(line)
+        yield Row("harmless_answers", pair["prompt"], pair["response"], 0)
+
+
 def harmless_texts(folder: Path, source: str, limit: int, *, kept_out: bool) -> Iterator[Row]:
     """Harmless texts of one source, from its rows for measuring or from the others."""
     usable = [
@@ -124,10 +136,10 @@ def harmless_texts(folder: Path, source: str, limit: int, *, kept_out: bool) -> 
         yield Row(source, None, str(row["text"]), 0)
 
 
-def training_rows(data: Path) -> list[Row]:
-    """Rows to learn from, in a fixed order."""
-    rows = [row for source in ANSWERS for row in public_answers(data / "response", source)]
-    rows += everyday_answers()
+def training_rows(data: Path, per_question: int = ANSWERS_PER_QUESTION) -> list[Row]:
+    """Rows to learn from, in a fixed order; so many answers of either label to a public question at most."""
+    rows = [row for source in ANSWERS for row in public_answers(data / "response", source, per_question)]
+    rows += [*everyday_answers(), *harmless_answers()]
     rows += [row for source in HARMLESS for row in harmless_texts(data / "train", source, HARMLESS_ROWS, kept_out=False)]
     rows.sort(key=lambda row: hashlib.sha256(f"{SEED}|{row.source}|{row.prompt}|{row.text}".encode()).digest())
     return rows

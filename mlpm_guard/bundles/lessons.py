@@ -5,7 +5,8 @@ unsafe requests that resemble them. Answers are the rows of the response recipe;
 harmful prompt and a harmful answer need not look alike.
 
 A text is read as it is or varied: with typos, wrapped, padded, beside a harmless prompt, as an exam question, or, where it is
-long and harmless, as one of its sentences. Both labels vary in the same ways, so that a variation alone says nothing.
+long and harmless, as one of its sentences. Both labels vary in the same ways, so that a variation alone says nothing; harmless
+ones somewhat more often, since what the public sources hold of wrapped prompts is harmful nearly throughout.
 """
 
 from __future__ import annotations
@@ -36,12 +37,18 @@ WEIGHTS = {
 }
 HEAVIEST = 6.0
 
-VARIED = 0.25
+VARIED = {0: 0.32, 1: 0.25}
 LONGEST_VARIED = 400
+READ, BEGINNING = 260, 120
+"""Characters of a prompt that are surely read in training, and of an unsafe one that must be among them when it is varied."""
 EXAM = {0: 0.06, 1: 0.015}
 LONGEST_EXAM = 300
 FRAGMENT = 0.4
 SHORTEST_CUT = 160
+
+# More than the prototypes learn: weights, not rows, keep the large sources small here.
+ROWS_OF = {**fit_default.ROWS_OF, "clinc150": 6000, "nq_open": 6000, "banking77": 2600}
+ANSWERS_PER_QUESTION = 8
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
@@ -69,15 +76,14 @@ class Lesson:
 
 def prompts(data: Path) -> list[Lesson]:
     """Prompts to learn from, in a fixed order."""
-    rows = fit_default.rows_to_learn(data / "train")
+    rows = fit_default.rows_to_learn(data / "train", ROWS_OF)
     return weighted([Lesson(row.text, row.label, row.source, row.category) for row in rows])
 
 
 def answers(data: Path) -> list[Lesson]:
     """Answers to learn from, in a fixed order, without the prompts before them: the encoder is not shown those either."""
-    return weighted(
-        [Lesson(row.text, row.label, row.source, kind="answer") for row in fit_default_response.training_rows(data)]
-    )
+    rows = fit_default_response.training_rows(data, ANSWERS_PER_QUESTION)
+    return weighted([Lesson(row.text, row.label, row.source, kind="answer") for row in rows])
 
 
 def weighted(lessons: Sequence[Lesson]) -> list[Lesson]:
@@ -113,8 +119,10 @@ class Variation:
             text = self._fragment(text)
         if len(text) < LONGEST_EXAM and chance.random() < EXAM[lesson.label]:
             return self._exam(text)
-        if len(text) < LONGEST_VARIED and chance.random() < VARIED:
-            return self._varied(text)
+        if len(text) < LONGEST_VARIED and chance.random() < VARIED[lesson.label]:
+            varied = self._varied(text)
+            # Around an unsafe prompt that is itself no longer read, what varies it would be learned as unsafe.
+            return text if lesson.label and varied.find(text) + min(len(text), BEGINNING) > READ else varied
         return text
 
     def _fragment(self, text: str) -> str:

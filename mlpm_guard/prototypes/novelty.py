@@ -24,7 +24,7 @@ Array = npt.NDArray[np.float64]
 
 RANK = 64
 """Directions kept a layer. On the default guard's statistics the summed distances of 900 held-out prompts have a rank
-correlation of 0.95 with the exact ones."""
+correlation of 0.94 with the exact ones."""
 
 _NEARLY = 1e-2
 

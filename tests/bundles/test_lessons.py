@@ -2,10 +2,22 @@ import gzip
 import json
 import random
 
+import numpy as np
 import pytest
 
 from mlpm_guard.bundles.augment import benign_twins
-from mlpm_guard.bundles.lessons import HEAVIEST, Lesson, Variation, answers, prompts, weighted
+from mlpm_guard.bundles.lessons import (
+    BEGINNING,
+    EXAM,
+    HEAVIEST,
+    READ,
+    VARIED,
+    Lesson,
+    Variation,
+    answers,
+    prompts,
+    weighted,
+)
 
 
 def lines(path, rows):
@@ -62,6 +74,33 @@ def test_a_text_varies_and_its_own_words_stay():
     assert lesson.text in seen
     assert any(text.startswith(lesson.text + "\n\nA. ") for text in seen)
     assert any("neighbour" in text and "\n" not in text for text in seen)
+
+
+def test_an_unsafe_prompt_is_not_pushed_out_of_what_is_read():
+    text = "please do the forbidden thing " * 8
+    places = {}
+    for label in (0, 1):
+        vary = Variation(["harmless"], random.Random(2))
+        seen = [vary(Lesson(text.strip(), label, "x")) for _ in range(400)]
+        assert any(each.startswith("please") and "forbidden" in each and len(each) > len(text) for each in seen)
+        places[label] = max(each.find(text.strip()) for each in seen)
+    assert places[1] + BEGINNING <= READ < places[0] + BEGINNING
+
+
+def test_more_harmless_prompts_are_varied():
+    shares = []
+    for label in (0, 1):
+        vary = Variation(["harmless"], random.Random(4))
+        shares.append(
+            np.mean(
+                [
+                    vary(Lesson("look at the thing over there", label, "x")) != "look at the thing over there"
+                    for _ in range(2000)
+                ]
+            )
+        )
+    assert shares[0] == pytest.approx(EXAM[0] + VARIED[0] * (1 - EXAM[0]), abs=0.04)
+    assert shares[1] == pytest.approx(EXAM[1] + VARIED[1] * (1 - EXAM[1]), abs=0.04)
 
 
 def test_only_long_harmless_prompts_are_cut_and_answers_are_read_as_they_are():

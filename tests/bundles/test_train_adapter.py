@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from mlpm_guard.bundles import train_adapter
 from mlpm_guard.bundles.lessons import Lesson
 from mlpm_guard.bundles.low_rank import save
-from mlpm_guard.bundles.train_adapter import BATCH_TOKENS, LENGTHS, batches, rate, train
+from mlpm_guard.bundles.train_adapter import BATCH_TOKENS, LENGTHS, batches, computes_in_half, rate, train
 from mlpm_guard.encoders.embedded import EmbeddedEncoder, embedded_folder
 
 ANIMALS = ("cat", "dog", "cow", "hen", "horse", "goat", "duck", "pig")
@@ -48,6 +48,17 @@ def test_long_texts_are_cut(tokenizer):
     lengths = {long[row].kind: batch.mask.sum(1).max().item() for batch in batches(long, range(4), tokenizer, random.Random(0))
                for row in batch.rows}  # fmt: skip
     assert lengths["prompt"] <= 64 < lengths["answer"] <= 112
+
+
+@pytest.mark.parametrize(
+    ("able", "half"),
+    [({"amx_bf16": True}, True), ({"avx512_bf16": True}, True), ({"avx2": True, "avx512_bf16": False}, False), ({}, False)],
+)
+def test_numbers_of_16_bits_are_used_where_the_processor_has_them(monkeypatch, able, half):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    computes_in_half.cache_clear()
+    assert computes_in_half() is half
+    computes_in_half.cache_clear()
 
 
 def test_the_rate_rises_and_falls():
