@@ -35,8 +35,8 @@ _AHEAD = 4096
 _CHARACTERS_AHEAD = 1 << 22
 _CHARACTERS_PER_TOKEN = 16
 _WINDOWS = {"prompt": (4, 4), "response": (2, 1)}
-"""Windows that a long text gives, by its label. A harmless answer is harmless throughout. A harmful one need not be: it complies
-in its opening, and often ends in words that a harmless one could end in."""
+"""Windows that a long text gives, by its label. A harmless answer is harmless throughout. A harmful one need not be: it
+complies in its opening, and often ends in words that a harmless one could end in."""
 _LABELS = {"safe": 0, "unsafe": 1, "0": 0, "1": 1, "false": 0, "true": 1}
 _MISSING = object()
 _MOST_CATEGORIES = 1 << 16

@@ -67,8 +67,7 @@ def cut(text: str, spans: Spans, window: int) -> list[Piece]:
 
 
 def training_pieces(text: str, spans: Spans, window: int, limit: int) -> list[Piece]:
-    """The windows of a text that a fit learns from: all, or `limit` of them spread evenly, the first and the last
-    included; of one, the first."""
+    """The windows of a text that a fit learns from: all, or `limit` of them, spread evenly from the first to the last."""
     pieces = [piece for piece in cut(text, spans, window) if piece.kind != "fragment"]
     if len(pieces) <= limit:
         return pieces

@@ -15,13 +15,12 @@ import argparse
 import gzip
 import hashlib
 import json
+import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from mlpm_guard import Guard
 from mlpm_guard.bundles.augment import augmented, fillers
@@ -30,11 +29,12 @@ SEED = 0
 ROWS_PER_SOURCE = 1300
 SAMPLE_SIZE = 2000
 
-# Fewer rows of sources whose texts are cut from one pattern, or whose label is not about a harmful request; more of the short
-# everyday requests and of the languages that are rare elsewhere.
+# Fewer rows of sources whose texts are cut from one pattern, or whose label is not about a harmful request; more of the
+# languages that are rare elsewhere, and all of the short everyday requests.
 ROWS_OF = {
-    "clinc150": 2600,
-    "nq_open": 2600,
+    "banking77": 6000,
+    "clinc150": 6000,
+    "nq_open": 6000,
     "xquad_questions": 2600,
     # Attacks on the instructions rather than harmful requests; many carry no harmful payload.
     "cyberseceval_prompt_injection": 100,
@@ -54,6 +54,9 @@ ROWS_OF = {
     "bbq_sample": 500,
 }
 
+# Beyond those rows, harmless ones only: statements that are rude or speak of those who are hated elsewhere.
+MORE_HARMLESS = {"hatecheck": 250, "realtoxicityprompts_sub": 250}
+
 # Scenarios whose questions most policies answer.
 DROPPED_CATEGORIES = {
     "forbidden_questions": {
@@ -69,9 +72,9 @@ DROPPED_CATEGORIES = {
 TWINS = {"benign_twins": 0, "unsafe_twins": 1}
 COPIES, FILLER = "copies", "fillers"
 
-# The threshold flags this share of held-out everyday questions, none of which was trained on.
+# The threshold flags this share of held-out everyday questions at most, none of which was trained on.
 EVERYDAY = ("clinc150", "banking77", "nq_open")
-EVERYDAY_FLAGGED = 0.009
+EVERYDAY_FLAGGED = 0.005
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,8 @@ def category(row: dict[str, object]) -> str | None:
     return None if found in {None, "other"} or int(str(row["label"])) == 0 else str(found)
 
 
-def training_rows(folder: Path, rows_of: Mapping[str, int] = ROWS_OF) -> list[Row]:
-    """Rows to learn from, in a fixed order; of every source so many at most."""
+def training_rows(folder: Path) -> list[Row]:
+    """Rows to learn from, in a fixed order."""
     rows: list[Row] = []
     for path in sorted(folder.glob("*.jsonl.gz")):
         source = path.name.removesuffix(".jsonl.gz")
@@ -117,7 +120,9 @@ def training_rows(folder: Path, rows_of: Mapping[str, int] = ROWS_OF) -> list[Ro
             row for row in read(path) if not held_out(source, str(row["id"])) and row.get("source_category") not in dropped
         ]
         usable.sort(key=lambda row: hashlib.sha256(f"{SEED}|{row['id']}".encode()).digest())
-        chosen = usable[: rows_of.get(source, ROWS_PER_SOURCE)]
+        most = ROWS_OF.get(source, ROWS_PER_SOURCE)
+        harmless = [row for row in usable[most:] if int(str(row["label"])) == 0]
+        chosen = usable[:most] + harmless[: MORE_HARMLESS.get(source, 0)]
         rows += [
             Row(source, str(row["text"]), int(str(row["label"])), category(row)) for row in chosen if str(row["text"]).strip()
         ]
@@ -140,9 +145,9 @@ def twin_rows() -> list[Row]:
     return rows
 
 
-def rows_to_learn(folder: Path, rows_of: Mapping[str, int] = ROWS_OF) -> list[Row]:
+def rows_to_learn(folder: Path) -> list[Row]:
     """The public rows, then the twins; no text twice with two labels."""
-    public, twins = training_rows(folder, rows_of), twin_rows()
+    public, twins = training_rows(folder), twin_rows()
     own = {row.text for row in twins}
     return [row for row in public if row.text not in own] + twins
 
@@ -169,6 +174,13 @@ def everyday_rows(folder: Path) -> list[str]:
     ]
 
 
+def lowest_threshold(scores: Sequence[float], flagged: float = EVERYDAY_FLAGGED) -> float:
+    """The lowest threshold of three digits that flags no more than a share of some scores."""
+    ranked = sorted(scores, reverse=True)
+    passing = ranked[int(flagged * len(ranked) + 1e-9)]
+    return round(math.floor(passing * 1000) / 1000 + 0.001, 3)
+
+
 def fit(data: Path, out: Path) -> Guard:
     """Fit, set the threshold, save."""
     rows = rows_with_copies(data / "train")
@@ -178,8 +190,7 @@ def fit(data: Path, out: Path) -> Guard:
         [row.category for row in rows],
         sample_size=SAMPLE_SIZE,
     )
-    scores = np.array([verdict.score for verdict in guard.check_batch(everyday_rows(data / "train"))])
-    guard.threshold = round(float(np.quantile(scores, 1.0 - EVERYDAY_FLAGGED)), 3)
+    guard.threshold = lowest_threshold([verdict.score or 0.0 for verdict in guard.check_batch(everyday_rows(data / "train"))])
     sources = {source: sum(row.source == source for row in rows) for source in sorted({row.source for row in rows})}
     guard.save_pretrained(
         out,
@@ -189,7 +200,7 @@ def fit(data: Path, out: Path) -> Guard:
             "seed": SEED,
             "prompts": {"safe": sum(row.label == 0 for row in rows), "unsafe": sum(row.label == 1 for row in rows)},
             "prompts_per_source": sources,
-            "threshold_rule": f"flags {EVERYDAY_FLAGGED:.1%} of held-out rows of {', '.join(EVERYDAY)}",
+            "threshold_rule": f"flags at most {EVERYDAY_FLAGGED:.1%} of held-out rows of {', '.join(EVERYDAY)}",
         },
     )
     return guard

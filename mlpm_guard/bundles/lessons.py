@@ -47,7 +47,6 @@ FRAGMENT = 0.4
 SHORTEST_CUT = 160
 
 # More than the prototypes learn: weights, not rows, keep the large sources small here.
-ROWS_OF = {**fit_default.ROWS_OF, "clinc150": 6000, "nq_open": 6000, "banking77": 2600}
 ANSWERS_PER_QUESTION = 8
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -76,7 +75,7 @@ class Lesson:
 
 def prompts(data: Path) -> list[Lesson]:
     """Prompts to learn from, in a fixed order."""
-    rows = fit_default.rows_to_learn(data / "train", ROWS_OF)
+    rows = fit_default.rows_to_learn(data / "train")
     return weighted([Lesson(row.text, row.label, row.source, row.category) for row in rows])
 
 

@@ -87,20 +87,12 @@ def test_an_unsafe_prompt_is_not_pushed_out_of_what_is_read():
     assert places[1] + BEGINNING <= READ < places[0] + BEGINNING
 
 
-def test_more_harmless_prompts_are_varied():
-    shares = []
-    for label in (0, 1):
-        vary = Variation(["harmless"], random.Random(4))
-        shares.append(
-            np.mean(
-                [
-                    vary(Lesson("look at the thing over there", label, "x")) != "look at the thing over there"
-                    for _ in range(2000)
-                ]
-            )
-        )
-    assert shares[0] == pytest.approx(EXAM[0] + VARIED[0] * (1 - EXAM[0]), abs=0.04)
-    assert shares[1] == pytest.approx(EXAM[1] + VARIED[1] * (1 - EXAM[1]), abs=0.04)
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_share_of_the_prompts_is_varied_of_harmless_ones_a_larger_one(label):
+    vary, text = Variation(["harmless"], random.Random(4)), "look at the thing over there"
+    share = np.mean([vary(Lesson(text, label, "x")) != text for _ in range(2000)])
+    assert share == pytest.approx(EXAM[label] + VARIED[label] * (1 - EXAM[label]), abs=0.03)
+    assert VARIED[0] > VARIED[1]
 
 
 def test_only_long_harmless_prompts_are_cut_and_answers_are_read_as_they_are():
