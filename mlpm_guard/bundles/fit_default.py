@@ -178,7 +178,8 @@ def lowest_threshold(scores: Sequence[float], flagged: float = EVERYDAY_FLAGGED)
     """The lowest threshold of three digits that flags no more than a share of some scores."""
     ranked = sorted(scores, reverse=True)
     passing = ranked[int(flagged * len(ranked) + 1e-9)]
-    return round(math.floor(passing * 1000) / 1000 + 0.001, 3)
+    thousandths = math.floor(passing * 1000)
+    return next(step / 1000 for step in range(thousandths, thousandths + 3) if step / 1000 > passing)
 
 
 def fit(data: Path, out: Path) -> Guard:
