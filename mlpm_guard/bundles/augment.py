@@ -92,7 +92,7 @@ PLAN: Mapping[str, Amount] = {
 }
 """Copies by transformation. Leet, spaced letters and look-alikes are undone before a prompt is judged."""
 
-FILLERS = 200
+FILLERS = 1500
 """Texts of few words over and over. They look like nothing else that is learned, and so count for more than their number."""
 _FILLER_WORDS = (8, 150)
 

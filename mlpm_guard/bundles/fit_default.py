@@ -160,7 +160,7 @@ def rows_with_copies(folder: Path) -> list[Row]:
     for copy in augmented(rows, seed=SEED):
         if copy.text not in known:
             copies.setdefault(copy.text, Row(f"{COPIES}:{copy.transformation}", copy.text, copy.label))
-    padding = fillers([row.text for row in rows if row.source in EVERYDAY], seed=SEED)
+    padding = fillers([row.text for row in rows if row.label == 0], seed=SEED)
     return [*rows, *copies.values(), *(Row(FILLER, text, 0) for text in padding if text not in known)]
 
 

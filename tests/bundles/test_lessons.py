@@ -91,7 +91,9 @@ def test_an_unsafe_prompt_is_not_pushed_out_of_what_is_read():
 def test_a_share_of_the_prompts_is_varied_of_harmless_ones_a_larger_one(label):
     vary, text = Variation(["harmless"], random.Random(4)), "look at the thing over there"
     share = np.mean([vary(Lesson(text, label, "x")) != text for _ in range(2000)])
-    assert share == pytest.approx(EXAM[label] + VARIED[label] * (1 - EXAM[label]), abs=0.03)
+    most = EXAM[label] + VARIED[label] * (1 - EXAM[label])
+    # Unsafe prompts stay as they are where a long wrapper would push them out of what is read.
+    assert (0.9, 0.75)[label] * most < share < most + 0.03
     assert VARIED[0] > VARIED[1]
 
 
