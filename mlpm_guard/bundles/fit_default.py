@@ -18,7 +18,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,8 +110,10 @@ def category(row: dict[str, object]) -> str | None:
     return None if found in {None, "other"} or int(str(row["label"])) == 0 else str(found)
 
 
-def training_rows(folder: Path) -> list[Row]:
-    """Rows to learn from, in a fixed order."""
+def training_rows(
+    folder: Path, rows_of: Mapping[str, int] = ROWS_OF, more_harmless: Mapping[str, int] = MORE_HARMLESS
+) -> list[Row]:
+    """Rows to learn from, in a fixed order; of every source so many at most, and so many harmless ones more."""
     rows: list[Row] = []
     for path in sorted(folder.glob("*.jsonl.gz")):
         source = path.name.removesuffix(".jsonl.gz")
@@ -120,9 +122,9 @@ def training_rows(folder: Path) -> list[Row]:
             row for row in read(path) if not held_out(source, str(row["id"])) and row.get("source_category") not in dropped
         ]
         usable.sort(key=lambda row: hashlib.sha256(f"{SEED}|{row['id']}".encode()).digest())
-        most = ROWS_OF.get(source, ROWS_PER_SOURCE)
+        most = rows_of.get(source, ROWS_PER_SOURCE)
         harmless = [row for row in usable[most:] if int(str(row["label"])) == 0]
-        chosen = usable[:most] + harmless[: MORE_HARMLESS.get(source, 0)]
+        chosen = usable[:most] + harmless[: more_harmless.get(source, 0)]
         rows += [
             Row(source, str(row["text"]), int(str(row["label"])), category(row)) for row in chosen if str(row["text"]).strip()
         ]
@@ -145,9 +147,11 @@ def twin_rows() -> list[Row]:
     return rows
 
 
-def rows_to_learn(folder: Path) -> list[Row]:
+def rows_to_learn(
+    folder: Path, rows_of: Mapping[str, int] = ROWS_OF, more_harmless: Mapping[str, int] = MORE_HARMLESS
+) -> list[Row]:
     """The public rows, then the twins; no text twice with two labels."""
-    public, twins = training_rows(folder), twin_rows()
+    public, twins = training_rows(folder, rows_of, more_harmless), twin_rows()
     own = {row.text for row in twins}
     return [row for row in public if row.text not in own] + twins
 
@@ -191,7 +195,9 @@ def fit(data: Path, out: Path) -> Guard:
         [row.category for row in rows],
         sample_size=SAMPLE_SIZE,
     )
-    guard.threshold = lowest_threshold([verdict.score or 0.0 for verdict in guard.check_batch(everyday_rows(data / "train"))])
+    verdicts = guard.check_batch(everyday_rows(data / "train"))
+    # What could not be judged is flagged, as a gate would.
+    guard.threshold = lowest_threshold([1.0 if verdict.score is None else verdict.score for verdict in verdicts])
     sources = {source: sum(row.source == source for row in rows) for source in sorted({row.source for row in rows})}
     guard.save_pretrained(
         out,

@@ -27,15 +27,13 @@ def test_a_threshold_flags_no_more_than_its_share_and_none_is_much_lower(scores,
     assert np.mean([score >= threshold - 0.0011 for score in scores]) > share
 
 
-def test_of_some_sources_more_harmless_rows_are_learned_than_the_cap_allows_of_both_labels(tmp_path, monkeypatch):
-    monkeypatch.setattr(fit_default, "ROWS_OF", {"hatecheck": 40, "sap200": 40})
-    monkeypatch.setattr(fit_default, "MORE_HARMLESS", {"hatecheck": 30})
+def test_of_some_sources_more_harmless_rows_are_learned_than_the_cap_allows_of_both_labels(tmp_path):
     for name in ("hatecheck", "sap200"):
         lines(
             tmp_path / f"{name}.jsonl.gz",
             [{"id": f"{name}{i}", "text": f"{name} text {i}", "label": i % 2, "category": None} for i in range(400)],
         )
-    rows = training_rows(tmp_path)
+    rows = training_rows(tmp_path, {"hatecheck": 40, "sap200": 40}, {"hatecheck": 30})
     counts = Counter((row.source, row.label) for row in rows)
     assert counts["sap200", 0] + counts["sap200", 1] == 40
     assert counts["hatecheck", 0] + counts["hatecheck", 1] == 70
