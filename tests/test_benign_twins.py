@@ -9,8 +9,9 @@ import gzip
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -40,6 +41,8 @@ CATEGORIES = frozenset(
     ]
 )
 BOTH = pytest.mark.parametrize("rows", [pytest.param(ROWS, id="benign"), pytest.param(UNSAFE, id="unsafe")])
+
+Part = TypeVar("Part")
 
 GRAM = 3
 MOST_ALIKE = 1 / 3
@@ -82,6 +85,20 @@ def repeats(one: set[tuple[str, ...]], other: set[tuple[str, ...]]) -> bool:
     """
     shared = len(one & other)
     return shared > MOST_ALIKE * len(one | other) or (shared >= LONG_PASSAGE and 2 * shared > min(len(one), len(other)))
+
+
+def holders_of(parts: Mapping[str, Iterable[Part]]) -> dict[Part, list[str]]:
+    """Names of what has a part, by part."""
+    holders: dict[Part, list[str]] = {}
+    for name, found in parts.items():
+        for part in found:
+            holders.setdefault(part, []).append(name)
+    return holders
+
+
+def sharing(parts: Iterable[Part], holders: Mapping[Part, list[str]]) -> set[str]:
+    """Names of everything that has one of some parts."""
+    return {name for part in parts for name in holders.get(part, ())}
 
 
 def test_every_row_has_an_id_a_text_a_topic_and_what_it_resembles() -> None:
@@ -128,11 +145,10 @@ def test_every_topic_has_enough_rows_to_count() -> None:
 
 @BOTH
 def test_no_two_rows_are_one_sentence_with_other_words_filled_in(rows: list[dict[str, str]]) -> None:
-    known = [(row["id"], grams(row["text"])) for row in rows]
-    alike = [
-        (one, two) for index, (one, of_one) in enumerate(known) for two, of_two in known[index + 1 :] if repeats(of_one, of_two)
-    ]
-    assert alike == []
+    known = {row["id"]: grams(row["text"]) for row in rows}
+    holders = holders_of(known)
+    pairs = {tuple(sorted((one, two))) for one, found in known.items() for two in sharing(found, holders) if one != two}
+    assert [(one, two) for one, two in pairs if repeats(known[one], known[two])] == []
 
 
 @BOTH
@@ -142,27 +158,27 @@ def test_no_row_repeats_a_prompt_of_a_data_set(data: Path, folder: str, rows: li
         pytest.skip(f"the data folder has no folder named {folder}")
     exact = {words(row["text"]): row["id"] for row in rows}
     of_twins = {row["id"]: grams(row["text"]) for row in rows}
-    holders: dict[tuple[str, ...], list[str]] = {}
-    for name, found in of_twins.items():
-        for gram in found:
-            holders.setdefault(gram, []).append(name)
+    holders = holders_of(of_twins)
     repeated = []
     for place, text in prompts(data / folder):
         if words(text) in exact:
             repeated.append((exact[words(text)], place))
         of_text = grams(text)
-        sharing = Counter(name for gram in of_text if gram in holders for name in holders[gram])
-        repeated += [(name, place) for name in sharing if repeats(of_twins[name], of_text)]
+        repeated += [(name, place) for name in sharing(of_text, holders) if repeats(of_twins[name], of_text)]
     assert repeated == []
 
 
 @BOTH
 def test_no_row_has_the_words_of_a_prompt_kept_for_evaluation(data: Path, rows: list[dict[str, str]]) -> None:
-    kept = [(place, set(words(text))) for place, text in prompts(data / "eval")]
+    of_rows = {row["id"]: set(words(row["text"])) for row in rows}
+    holders = holders_of(of_rows)
     repeated = []
-    for row in rows:
-        of_row = set(words(row["text"]))
-        repeated += [(row["id"], place) for place, other in kept if len(of_row & other) >= SAME_WORDS * len(of_row | other)]
+    for place, text in prompts(data / "eval"):
+        other = set(words(text))
+        # Of two sets that share so many words, each also has one of the rarest few of the other.
+        rarest = sorted(other, key=lambda word: len(holders.get(word, ())))[: int((1 - SAME_WORDS) * len(other)) + 1]
+        near = sharing(rarest, holders)
+        repeated += [(name, place) for name in near if len(of_rows[name] & other) >= SAME_WORDS * len(of_rows[name] | other)]
     assert repeated == []
 
 

@@ -8,7 +8,7 @@ drawn by a seeded hash of their ids.
 
 Public answers are nearly all answers to harmful requests: from them alone a guard learns that whatever is helpful is harmful.
 So it also learns from everyday answers and from answers that do not comply with harmful requests, which lie beside this file,
-and from harmless public texts read as answers.
+and from harmless public texts and prompts read as answers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from mlpm_guard import Guard
-from mlpm_guard.bundles.fit_default import SEED, held_out, read
+from mlpm_guard.bundles.fit_default import SEED, held_out, read, twin_rows
 from mlpm_guard.evaluation.metrics import compute
 
 # Fewer than there are harmful answers: a class that fits whole into the sample is saved row by row, in full precision.
@@ -43,6 +43,23 @@ LICENCES = {
     "self_instruct": "Apache-2.0",
     "safetext": "MIT",
     "cyberseceval_frr": "MIT",
+    "trustllm": "MIT",
+    "fuzzyai": "Apache-2.0",
+    "deepset_prompt_injections": "Apache-2.0",
+    "coconot": "MIT",
+    "gsm8k": "MIT",
+    "oasst_small": "Apache-2.0",
+    "awesome_chatgpt_prompts": "CC0-1.0",
+    "gpteacher": "MIT",
+    "nq_open": "Apache-2.0",
+    "clinc150": "CC-BY-3.0",
+    "banking77": "CC-BY-4.0",
+    "certified_safe_prompts": "MIT",
+    "xquad_questions": "CC-BY-SA-4.0",
+    "cyberseceval_instruct": "MIT",
+    "realtoxicityprompts_sub": "Apache-2.0",
+    "hatecheck": "CC-BY-4.0",
+    "benign_twins": "Apache-2.0",
     "everyday_answers": "Apache-2.0",
     "harmless_answers": "Apache-2.0",
 }
@@ -50,8 +67,27 @@ LICENCES = {
 # Hundreds of answers to one question say little more than a few of each label.
 ANSWERS_PER_QUESTION = 4
 
+# Harmless texts read as answers: what reads like one first of all, and fewer prompts of every other kind.
 HARMLESS = ("dolly_1k", "bbq_sample", "arena_hard", "self_instruct", "safetext", "cyberseceval_frr")
-HARMLESS_ROWS = 60
+ALSO_HARMLESS = (
+    "trustllm",
+    "fuzzyai",
+    "deepset_prompt_injections",
+    "coconot",
+    "gsm8k",
+    "oasst_small",
+    "awesome_chatgpt_prompts",
+    "gpteacher",
+    "nq_open",
+    "clinc150",
+    "banking77",
+    "certified_safe_prompts",
+    "xquad_questions",
+    "cyberseceval_instruct",
+    "realtoxicityprompts_sub",
+    "hatecheck",
+)
+HARMLESS_ROWS, ALSO_HARMLESS_ROWS, TWIN_ROWS = 60, 40, 200
 LONGEST = 3000
 
 # The threshold flags this share of held-out harmless texts, none of which was trained on, as many of each source at most.
@@ -136,11 +172,20 @@ def harmless_texts(folder: Path, source: str, limit: int, *, kept_out: bool) -> 
         yield Row(source, None, str(row["text"]), 0)
 
 
+def twin_texts() -> Iterator[Row]:
+    """Harmless prompts that sound alarming, read as answers."""
+    twins = [{"id": row.text, "text": row.text} for row in twin_rows() if row.label == 0]
+    for row in drawn(twins)[:TWIN_ROWS]:
+        yield Row("benign_twins", None, str(row["text"]), 0)
+
+
 def training_rows(data: Path, per_question: int = ANSWERS_PER_QUESTION) -> list[Row]:
     """Rows to learn from, in a fixed order; so many answers of either label to a public question at most."""
     rows = [row for source in ANSWERS for row in public_answers(data / "response", source, per_question)]
     rows += [*everyday_answers(), *harmless_answers()]
-    rows += [row for source in HARMLESS for row in harmless_texts(data / "train", source, HARMLESS_ROWS, kept_out=False)]
+    for sources, limit in ((HARMLESS, HARMLESS_ROWS), (ALSO_HARMLESS, ALSO_HARMLESS_ROWS)):
+        rows += [row for source in sources for row in harmless_texts(data / "train", source, limit, kept_out=False)]
+    rows += twin_texts()
     rows.sort(key=lambda row: hashlib.sha256(f"{SEED}|{row.source}|{row.prompt}|{row.text}".encode()).digest())
     return rows
 
