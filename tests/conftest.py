@@ -14,9 +14,22 @@ from mlpm_guard import Guard
 from mlpm_guard.testing import MockEncoder, MockGuard
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many threads in each of several processes as there are cores wait for each other most of the time.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+SLOWEST = ("tests/quality/test_default_response.py", "tests/test_readme.py", "tests/quality/", "tests/test_examples.py")
+"""Files to begin with, so that no process is left with one of them while the others have nothing to do any more."""
 
 SAFE = [f"please tell me about topic number {i}" for i in range(30)]
 UNSAFE = [f"this is an unsafe request number {i}" for i in range(30)]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return next((at for at, beginning in enumerate(SLOWEST) if item.nodeid.startswith(beginning)), len(SLOWEST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture
