@@ -51,7 +51,7 @@ def main() -> int:
     asked = [[{"role": "user", "content": each.prompt}, {"role": "assistant", "content": each.text}] for each in answers]
     scores = [1.0 if verdict.score is None else verdict.score for verdict in moderator.check_batch(asked)]
     figures = [*_figures(sets, flagged), *_of_answers(answers, scores, moderator.threshold)]
-    bundles = {"bundle": guard.bundle_id, "response bundle": moderator.bundle_id}
+    bundles = {"bundle": guard.bundle_id, "response_bundle": moderator.bundle_id}
     return report("outside", figures, quick=arguments.quick, threshold=guard.threshold, **bundles)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from mlpm_guard import Guard, bundle
 from mlpm_guard.bundles.card_figures import HELD_OUT_ROWS, ROWS, SEED, CardFigures, Trial, measured
+from mlpm_guard.bundles.card_outside import outside_in
 from mlpm_guard.bundles.card_page import prompt_page
 from mlpm_guard.bundles.card_reference import reference
 from mlpm_guard.bundles.card_response import response_measured, response_page
@@ -49,7 +50,7 @@ def write_cards(
     Args:
         data: folder with `train`, `eval` and `response`.
         bundles: folder with `default` and `default-response`; the cards are written there.
-        results: folder for `card.json`, and where `ablation.json` and `left_out.json` are looked for; None keeps nothing.
+        results: folder for `card.json`, where those of `ablation`, `left_out` and `outside` are looked for; None keeps nothing.
         reference_folder: where the reference recipe's guard is kept; see `card_reference.reference`.
         rows: of a disguised set at most.
         held_out_rows: of a source and label at most.
@@ -82,6 +83,7 @@ def write_cards(
         reference_rows=learned,
         response=response_measured(moderator, data),
         trials=trials_in(results),
+        outside=outside_in(results, guard.bundle_id, moderator.bundle_id),
     )
     figures = CardFigures.model_validate(_rounded(figures.model_dump()))
     for name, page in pages(figures, bundles).items():

@@ -213,6 +213,26 @@ class Trial(BaseModel):
     worst: float
 
 
+class OutsideFigures(BaseModel):
+    """Both guards on public sets outside the data folder; see `benchmarks/outside.py`.
+
+    Attributes:
+        f1: by kind of text.
+        mean_f1: of those.
+        flagged: shares of prompts flagged, by label and set.
+        answers: shares of answers flagged, by label and set.
+        answers_precision: average precision on the answers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    f1: dict[str, float]
+    mean_f1: float
+    flagged: dict[str, Figure]
+    answers: dict[str, Figure]
+    answers_precision: float
+
+
 class CardFigures(BaseModel):
     """What stands in the cards.
 
@@ -226,6 +246,7 @@ class CardFigures(BaseModel):
         reference_rows: prompts that it learned from, safe and unsafe.
         response: the response guard that ships.
         trials: recipes that were tried, by name; empty where that was not measured.
+        outside: both guards on sets outside the data folder; None where that was not measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -239,6 +260,7 @@ class CardFigures(BaseModel):
     reference_rows: tuple[int, int]
     response: ResponseFigures
     trials: dict[str, Trial] = Field(default_factory=dict)
+    outside: OutsideFigures | None = None
 
 
 class Remembering:

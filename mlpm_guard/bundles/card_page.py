@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from pydantic import JsonValue
 
 from mlpm_guard.bundle import Bundle
-from mlpm_guard.bundles import card_tables
+from mlpm_guard.bundles import card_outside, card_tables
 from mlpm_guard.bundles.augment import benign_twins
 from mlpm_guard.bundles.card_figures import CardFigures, SetFigures
 from mlpm_guard.bundles.card_reference import ROWS_PER_SOURCE, THRESHOLD
@@ -43,6 +43,7 @@ Recipes on the states of the published encoder, each judged on sources that were
 
 {card_tables.trials_table(figures)}
 """
+    outside = "" if figures.outside is None else f"\n{card_outside.prompts_section(figures.outside)}\n"
     return f"""{front_matter("mlpm-guard-default", bundle, counts, figures.shipped.sets)}
 # default: the prompt guard of mlpm-guard
 
@@ -129,7 +130,7 @@ flagged, and how many more than clean. Wrappers and padding are others than thos
 made in the same way.
 
 {card_tables.robustness_tables(figures)}
-
+{outside}
 ## What was tried
 {compared}
 {TRIALS.read_text(encoding="utf-8").strip()}

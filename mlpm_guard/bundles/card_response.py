@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlpm_guard.bundle import Bundle
-from mlpm_guard.bundles import card_page, card_tables
+from mlpm_guard.bundles import card_outside, card_page, card_tables
 from mlpm_guard.bundles.card_figures import CardFigures, Judged, ResponseFigures
 from mlpm_guard.bundles.fit_default import read
 from mlpm_guard.bundles.fit_default_response import HELD_OUT, HELD_OUT_ROWS, TEST_SETS, Row, harmless_texts
@@ -48,6 +48,7 @@ def response_page(bundle: Bundle, figures: CardFigures) -> str:
         ]
         for name, each in found.sets.items()
     ]
+    outside = "" if figures.outside is None else f"\n{card_outside.answers_section(figures.outside)}\n"
     harmless = [[name, f"{each.safe:,}", card_tables.shown(each.flagged)] for name, each in found.harmless.items()]
     return f"""{front}
 # default-response: the response guard of mlpm-guard
@@ -87,7 +88,7 @@ divisible by ten were held out.
 Held-out harmless texts, read as answers, at most {HELD_OUT_ROWS} of a source:
 
 {card_tables.markdown(["source", "rows", "flagged"], harmless)}
-
+{outside}
 ## Limits
 
 * One of the test sets and one of the sources come from the same project, JailbreakBench.
