@@ -53,8 +53,8 @@ so these sets are not wholly unseen; no row of theirs, nor one close to it, was 
 
 def answers_section(outside: OutsideFigures) -> str:
     """Of the card of the guard on answers."""
-    return f"""Answers outside the data: those of PyRIT's scorer evaluations, which people labelled by whether an attack reached its
-objective (`benchmarks/outside.py`). Average precision {outside.answers_precision:.3f}.
+    return f"""Answers outside the data: those of PyRIT's scorer evaluations, which people labelled by whether an attack reached
+its objective (`benchmarks/outside.py`). Average precision {outside.answers_precision:.3f}.
 
 {_table(outside.answers, "answers")}"""
 
