@@ -63,7 +63,7 @@ def _digest(data: Path, limit: int) -> str:
 @cache
 def _texts(data: Path, limit: int) -> list[_Text]:
     from mlpm_guard.bundles.augment import augmented
-    from mlpm_guard.bundles.fit_default import Row, category, held_out, read, twin_rows
+    from mlpm_guard.bundles.fit_default import Row, category, held_out, read, written_rows
 
     plain: list[tuple[Row, bool]] = []
     for file in sorted((data / "train").glob("*.jsonl.gz")):
@@ -72,7 +72,7 @@ def _texts(data: Path, limit: int) -> list[_Text]:
         for held in (False, True):
             of = [row for row in drawn if held_out(source, str(row["id"])) == held and str(row["text"]).strip()][:limit]
             plain += [(Row(source, str(row["text"]), int(str(row["label"])), category(row)), held) for row in of]
-    twins = twin_rows()
+    twins = written_rows()
     copies = list(augmented([row for row, held in plain if not held] + twins, seed=0))
     table = [_Text(row.text, row.source, row.label, PLAIN, held, row.category or "") for row, held in plain]
     table += [_Text(row.text, row.source, row.label, TWIN, False, row.category or "") for row in twins]

@@ -34,11 +34,11 @@ _ROWS, _QUICK_ROWS, _QUICK_EPOCHS = 200, 60, 0.02
 
 def dealt(data: Path, folds: int = FOLDS) -> list[list[str]]:
     """Sources by fold, dealt out in the order of their unsafe shares."""
-    from mlpm_guard.bundles.fit_default import TWINS, rows_to_learn
+    from mlpm_guard.bundles.fit_default import WRITTEN, rows_to_learn
 
     labels: dict[str, list[int]] = {}
     for row in rows_to_learn(data / "train"):
-        if row.source not in TWINS:
+        if row.source not in WRITTEN:
             labels.setdefault(row.source, []).append(row.label)
     ordered = sorted(labels, key=lambda name: (sum(labels[name]) / len(labels[name]), name))
     return [ordered[fold::folds] for fold in range(folds)]

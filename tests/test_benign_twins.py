@@ -22,8 +22,8 @@ def read(name: str) -> list[dict[str, str]]:
     return [json.loads(line) for line in (bundle.SHIPPED / name).read_text("utf-8").splitlines()]
 
 
-ROWS = read("benign_twins.jsonl")
-UNSAFE = read("unsafe_twins.jsonl")
+ROWS = read("benign_twins.jsonl") + read("traffic_benign.jsonl")
+UNSAFE = read("unsafe_twins.jsonl") + read("traffic_unsafe.jsonl")
 CATEGORIES = frozenset(
     [
         "violence",

@@ -68,8 +68,11 @@ DROPPED_CATEGORIES = {
     },
 }
 
-# Written for this project.
+# Written for this project: prompts on both sides of the border; and business, Chinese, security, everyday and web texts as they
+# come in traffic, harmless ones beside unsafe ones of the same voice. The latter came after the encoder's adapter.
 TWINS = {"benign_twins": 0, "unsafe_twins": 1}
+TRAFFIC = {"traffic_benign": 0, "traffic_unsafe": 1}
+WRITTEN = {**TWINS, **TRAFFIC}
 COPIES, FILLER = "copies", "fillers"
 
 # The threshold flags this share of held-out everyday questions at most, none of which was trained on.
@@ -137,10 +140,10 @@ def training_rows(
     return rows
 
 
-def twin_rows() -> list[Row]:
-    """Harmless prompts that sound alarming, and unsafe ones that resemble them; this project wrote both."""
+def written_rows(files: Mapping[str, int] = WRITTEN) -> list[Row]:
+    """Rows that this project wrote, by the stems of their files, whose labels are given."""
     rows: list[Row] = []
-    for name, label in TWINS.items():
+    for name, label in files.items():
         for line in (Path(__file__).resolve().parent / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             rows.append(Row(name, row["text"], label, row.get("category")))
@@ -148,12 +151,15 @@ def twin_rows() -> list[Row]:
 
 
 def rows_to_learn(
-    folder: Path, rows_of: Mapping[str, int] = ROWS_OF, more_harmless: Mapping[str, int] = MORE_HARMLESS
+    folder: Path,
+    rows_of: Mapping[str, int] = ROWS_OF,
+    more_harmless: Mapping[str, int] = MORE_HARMLESS,
+    files: Mapping[str, int] = WRITTEN,
 ) -> list[Row]:
-    """The public rows, then the twins; no text twice with two labels."""
-    public, twins = training_rows(folder, rows_of, more_harmless), twin_rows()
-    own = {row.text for row in twins}
-    return [row for row in public if row.text not in own] + twins
+    """The public rows, then the project's own; no text twice with two labels."""
+    public, written = training_rows(folder, rows_of, more_harmless), written_rows(files)
+    own = {row.text for row in written}
+    return [row for row in public if row.text not in own] + written
 
 
 def rows_with_copies(folder: Path) -> list[Row]:

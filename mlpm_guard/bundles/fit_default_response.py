@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from mlpm_guard import Guard
-from mlpm_guard.bundles.fit_default import SEED, held_out, read, twin_rows
+from mlpm_guard.bundles.fit_default import SEED, TWINS, held_out, read, written_rows
 from mlpm_guard.evaluation.metrics import compute
 
 # Fewer than there are harmful answers: a class that fits whole into the sample is saved row by row, in full precision.
@@ -174,18 +174,26 @@ def harmless_texts(folder: Path, source: str, limit: int, *, kept_out: bool) -> 
 
 def twin_texts() -> Iterator[Row]:
     """Harmless prompts that sound alarming, read as answers."""
-    twins = [{"id": row.text, "text": row.text} for row in twin_rows() if row.label == 0]
+    twins = [{"id": row.text, "text": row.text} for row in written_rows(TWINS) if row.label == 0]
     for row in drawn(twins)[:TWIN_ROWS]:
         yield Row("benign_twins", None, str(row["text"]), 0)
 
 
-def training_rows(data: Path, per_question: int = ANSWERS_PER_QUESTION) -> list[Row]:
-    """Rows to learn from, in a fixed order; so many answers of either label to a public question at most."""
+def training_rows(data: Path, per_question: int = ANSWERS_PER_QUESTION, *, prompts: bool = True) -> list[Row]:
+    """Rows to learn from, in a fixed order.
+
+    Args:
+        data: folder with `response` and `train`.
+        per_question: answers of either label to a public question at most.
+        prompts: with harmless prompts read as answers, beside texts that read like one.
+    """
     rows = [row for source in ANSWERS for row in public_answers(data / "response", source, per_question)]
     rows += [*everyday_answers(), *harmless_answers()]
-    for sources, limit in ((HARMLESS, HARMLESS_ROWS), (ALSO_HARMLESS, ALSO_HARMLESS_ROWS)):
-        rows += [row for source in sources for row in harmless_texts(data / "train", source, limit, kept_out=False)]
-    rows += twin_texts()
+    rows += [row for source in HARMLESS for row in harmless_texts(data / "train", source, HARMLESS_ROWS, kept_out=False)]
+    if prompts:
+        for source in ALSO_HARMLESS:
+            rows += harmless_texts(data / "train", source, ALSO_HARMLESS_ROWS, kept_out=False)
+        rows += twin_texts()
     rows.sort(key=lambda row: hashlib.sha256(f"{SEED}|{row.source}|{row.prompt}|{row.text}".encode()).digest())
     return rows
 

@@ -38,7 +38,7 @@ from mlpm_guard.encoders.embedded import ADAPTER, EmbeddedEncoder, embedded_fold
 SEED = 1
 RANK = 16
 MAPS = ("query", "key", "value", "dense")
-EPOCHS = 1.6
+EPOCHS = 1.75
 BATCH_TOKENS = 2048
 LENGTHS = (12, 16, 20, 24, 32, 40, 48, 64, 88, 112)
 """Tokens of a row, padding included. Few lengths, because every new shape of a batch costs time to prepare for."""
@@ -52,7 +52,7 @@ SMOOTHING = 0.05
 DROPPED_TOKENS = 0.05
 LAYER_BELOW = 0.5
 """Weight of a layer in the loss, beside that of the layer above it; the last one has 1."""
-ANSWERS_WEIGHT, CATEGORIES_WEIGHT = 0.75, 0.3
+ANSWERS_WEIGHT, CATEGORIES_WEIGHT = 0.5, 0.3
 CATEGORY_LAYERS = 2
 KINDS = ("prompt", "answer")
 UNKNOWN = -1
