@@ -27,7 +27,7 @@ from mlpm_guard.bundles.augment import augmented, fillers
 
 SEED = 0
 ROWS_PER_SOURCE = 1300
-SAMPLE_SIZE = 2000
+SAMPLE_SIZE = 1950
 
 # Fewer rows of sources whose texts are cut from one pattern, or whose label is not about a harmful request; more of the
 # languages that are rare elsewhere, and all of the short everyday requests.
@@ -56,6 +56,9 @@ ROWS_OF = {
 
 # Beyond those rows, harmless ones only: statements that are rude or speak of those who are hated elsewhere.
 MORE_HARMLESS = {"hatecheck": 250, "realtoxicityprompts_sub": 250}
+
+# Beyond those rows, all harmless ones in languages whose harmless questions were flagged far more often than others'.
+ALL_HARMLESS_IN = {"xquad_questions": ("th", "tr", "vi", "zh")}
 
 # Scenarios whose questions most policies answer.
 DROPPED_CATEGORIES = {
@@ -114,9 +117,19 @@ def category(row: dict[str, object]) -> str | None:
 
 
 def training_rows(
-    folder: Path, rows_of: Mapping[str, int] = ROWS_OF, more_harmless: Mapping[str, int] = MORE_HARMLESS
+    folder: Path,
+    rows_of: Mapping[str, int] = ROWS_OF,
+    more_harmless: Mapping[str, int] = MORE_HARMLESS,
+    languages: Mapping[str, Sequence[str]] = ALL_HARMLESS_IN,
 ) -> list[Row]:
-    """Rows to learn from, in a fixed order; of every source so many at most, and so many harmless ones more."""
+    """Rows to learn from, in a fixed order.
+
+    Args:
+        folder: with one file a source.
+        rows_of: rows of a source at most.
+        more_harmless: harmless ones beyond those, of a source at most; of no source that is also in `languages`.
+        languages: of a source, the languages whose harmless rows are all learned.
+    """
     rows: list[Row] = []
     for path in sorted(folder.glob("*.jsonl.gz")):
         source = path.name.removesuffix(".jsonl.gz")
@@ -128,6 +141,7 @@ def training_rows(
         most = rows_of.get(source, ROWS_PER_SOURCE)
         harmless = [row for row in usable[most:] if int(str(row["label"])) == 0]
         chosen = usable[:most] + harmless[: more_harmless.get(source, 0)]
+        chosen += [row for row in harmless if row.get("lang") in languages.get(source, ())]
         rows += [
             Row(source, str(row["text"]), int(str(row["label"])), category(row)) for row in chosen if str(row["text"]).strip()
         ]
@@ -154,10 +168,11 @@ def rows_to_learn(
     folder: Path,
     rows_of: Mapping[str, int] = ROWS_OF,
     more_harmless: Mapping[str, int] = MORE_HARMLESS,
+    languages: Mapping[str, Sequence[str]] = ALL_HARMLESS_IN,
     files: Mapping[str, int] = WRITTEN,
 ) -> list[Row]:
-    """The public rows, then the project's own; no text twice with two labels."""
-    public, written = training_rows(folder, rows_of, more_harmless), written_rows(files)
+    """The public rows (see `training_rows`), then the project's own; no text twice with two labels."""
+    public, written = training_rows(folder, rows_of, more_harmless, languages), written_rows(files)
     own = {row.text for row in written}
     return [row for row in public if row.text not in own] + written
 

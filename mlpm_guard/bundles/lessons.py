@@ -77,7 +77,7 @@ class Lesson:
 
 def prompts(data: Path) -> list[Lesson]:
     """Prompts to learn from, in a fixed order."""
-    rows = fit_default.rows_to_learn(data / "train", ROWS_OF, {}, fit_default.TWINS)
+    rows = fit_default.rows_to_learn(data / "train", ROWS_OF, {}, {}, fit_default.TWINS)
     return weighted([Lesson(row.text, row.label, row.source, row.category) for row in rows])
 
 
