@@ -174,7 +174,7 @@ def harmless_texts(folder: Path, source: str, limit: int, *, kept_out: bool) -> 
 
 def twin_texts() -> Iterator[Row]:
     """Harmless prompts that sound alarming, read as answers."""
-    twins = [{"id": row.text, "text": row.text} for row in written_rows(TWINS) if row.label == 0]
+    twins: list[dict[str, object]] = [{"id": row.text, "text": row.text} for row in written_rows(TWINS) if row.label == 0]
     for row in drawn(twins)[:TWIN_ROWS]:
         yield Row("benign_twins", None, str(row["text"]), 0)
 
