@@ -93,7 +93,7 @@ LONGEST = 3000
 # The threshold flags this share of held-out harmless texts, none of which was trained on, as many of each source at most.
 HELD_OUT = (*HARMLESS, "coconot", "gpteacher", "oasst_small", "certified_safe_prompts", "nq_open", "hatecheck")
 HELD_OUT_ROWS = 100
-HELD_OUT_FLAGGED = 0.005
+HELD_OUT_FLAGGED = 0.004
 
 HERE = Path(__file__).resolve().parent
 EVERYDAY = HERE / "everyday_answers.jsonl"
