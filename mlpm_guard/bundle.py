@@ -142,7 +142,7 @@ class Manifest(BaseModel):
     Attributes:
         threshold: probability from which a verdict is flagged.
         window: tokens of a judging window.
-        fragment_margin: most that is deducted from a sentence of a longer text; see `Guard`.
+        fragment_margin: most that is deducted from a part of a longer text; see `Guard`.
         encoder: what the guard is bound to.
         examples: training windows of each class.
         calibration: how the threshold was set, where `Guard.calibrate` set it and nothing was learned since.

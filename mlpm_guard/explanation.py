@@ -19,7 +19,7 @@ class WindowExplanation(BaseModel):
         log_odds: of the score, in nats: `intercept` plus every layer's contribution, exactly as in `Verdict`.
         layers: evidence per used layer.
         intercept: log-odds that no layer explains, in nats, `margin` deducted.
-        margin: log-odds that were deducted because the piece is a fragment of a longer text, in nats.
+        margin: log-odds that were deducted because the piece is a fragment or a window of a longer text, in nats.
         novelty: see `Verdict.novelty`; None when not measured.
         categories: probability of every category, from this piece alone.
         decides: whether this piece's score is the verdict's.
@@ -90,7 +90,7 @@ class CategoryEvidence(BaseModel):
         probability: as in `Verdict.categories`.
         log_odds: of that probability, in nats: `intercept` plus every layer's contribution.
         layers: what every layer that the category reads adds.
-        intercept: log-odds that no layer explains, in nats, less a margin where the piece is a fragment.
+        intercept: log-odds that no layer explains, in nats, less a margin where the piece is a part of a longer text.
         threshold: probability from which the category flags by itself; None where it does not.
         window: the piece that says so, where it is not the deciding one.
     """

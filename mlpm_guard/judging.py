@@ -27,7 +27,10 @@ _log = logging.getLogger("mlpm_guard")
 _UNITS_AT_ONCE = 512
 _CHARACTERS_AT_ONCE = 1 << 18
 _TOPIC_MARGIN = 1.0
-_LEAST_MARGIN = 0.2
+# Shares of the fragment margin: the least that a fragment of few has, what every doubling of their number adds to that, and
+# what a window of a longer prompt has.
+_LEAST_MARGIN, _FEW, _PER_DOUBLING, _MANY = 0.2, 10, 0.12, 64
+_WINDOW_MARGIN = 1.0 / 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Evidence:
     Attributes:
         log_odds: of the score, in nats, fragment margin deducted.
         layer_log_odds: of every used layer, shape (used,).
-        margin: log-odds deducted because the piece is a fragment.
+        margin: log-odds deducted because the piece is a fragment or a window of a longer text.
         where: the piece.
         windows: pieces judged.
         distances: squared Mahalanobis distances to the classes, shape (classes, used); None when not measured.
@@ -103,7 +106,8 @@ class Reading:
         target: which turn is judged.
         window: tokens of a judging window.
         normalise: whether it is also judged what disguised text says; see `disguises`.
-        fragment_margin: most that is deducted from a fragment, as a share of the distance between the classes.
+        fragment_margin: most that is deducted from a fragment, as a share of the distance between the classes; a third of it is
+            deducted from every window of a prompt that is longer than one.
     """
 
     target: Target
@@ -425,7 +429,9 @@ class Judge:
                 return result  # a piece that was not judged is a conversation that was not judged
             rows.append(result)
         log_odds = self._scorer.aggregate(np.stack([row.log_odds for row in rows]))
-        margins = _margins([unit.where for unit in plan], log_odds, self._reading.fragment_margin, self._scorer.levels)
+        where = [unit.where for unit in plan]
+        margins = _margins(where, log_odds, self._reading.fragment_margin, self._scorer.levels)
+        margins += _window_margins(where, self._reading, self._scorer.levels)
         topics = [row.categories.sum(axis=1) - topic_margin(unit.where) for row, unit in zip(rows, plan, strict=True)]
         highest = np.max(topics, axis=0) + self._categories.biases
         return _Summed(rows, log_odds - margins, margins, highest)
@@ -475,7 +481,7 @@ def _margins(where: Sequence[WindowEvidence], log_odds: Array, share: float, lev
     the worse the worst one looks. Hidden among padding, a harmful sentence stands out. So a fragment must be clearer than a
     whole text, by up to `share` of the distance between a typical safe and a typical unsafe prompt, unless the others are calm
     (their lower median is that of a safe prompt), or all alike (words repeated over and over) while this one is far from them.
-    Even then it must be a little clearer, as any text of many sentences gives it many chances.
+    Even then it must be a little clearer, as any text of many sentences gives it many chances: the more, the clearer.
     """
     margins = np.zeros(len(where))
     calm, distance = levels[0], levels[1] - levels[0]
@@ -488,8 +494,21 @@ def _margins(where: Sequence[WindowEvidence], log_odds: Array, share: float, lev
         raised = _ramp((median - calm) / distance, 0.0, 0.2)
         varied = _ramp((upper - lower) / distance, 0.1, 0.2)
         ordinary = 1.0 - _ramp((fragments - median) / distance, 0.4, 0.7)
-        margins[chosen] = share * distance * np.maximum(_LEAST_MARGIN, np.minimum(raised, np.maximum(varied, ordinary)))
+        doublings = np.log2(np.clip(len(chosen), _FEW, _MANY) / _FEW)
+        least = _LEAST_MARGIN + _PER_DOUBLING * doublings
+        margins[chosen] = share * distance * np.maximum(least, np.minimum(raised, np.maximum(varied, ordinary)))
     return margins
+
+
+def _window_margins(where: Sequence[WindowEvidence], reading: Reading, levels: tuple[float, float]) -> Array:
+    """Log-odds to deduct from every piece that is a window of a longer prompt, shape (pieces,).
+
+    The worst of several windows decides, so that a long harmless prompt has more chances to be flagged than a short one. A
+    harmful answer is harmful nearly throughout, and nothing is deducted from its windows.
+    """
+    distance = max(0.0, levels[1] - levels[0])
+    margin = _WINDOW_MARGIN * reading.fragment_margin * distance if reading.target == "prompt" else 0.0
+    return np.array([margin if each.kind == "window" else 0.0 for each in where])
 
 
 def _ramp(values: Array, start: float, end: float) -> Array:

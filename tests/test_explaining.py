@@ -32,7 +32,7 @@ def test_every_window_adds_up_and_the_one_that_decides_is_the_verdicts(mock_guar
         total = window.intercept + sum(layer.contribution for layer in window.layers)
         assert total == pytest.approx(window.log_odds, abs=1e-9)
         assert window.score == pytest.approx(1 / (1 + np.exp(-window.log_odds)))
-        assert (window.margin > 0.0) <= (window.where.kind == "fragment")
+        assert (window.margin > 0.0) == (window.where.kind != "whole")
     (deciding,) = [window for window in explanation.windows if window.decides]
     assert (deciding.where, deciding.score, deciding.novelty) == (verdict.window, verdict.score, verdict.novelty)
     assert (deciding.layers, deciding.intercept) == (verdict.layers, verdict.intercept)

@@ -573,6 +573,34 @@ def test_a_fragment_far_from_others_that_are_all_alike_stands_out() -> None:
     assert margins[:-1] == pytest.approx([3.6] * 9)
 
 
+def test_the_more_sentences_a_calm_text_has_the_clearer_one_must_be_and_no_text_hides_one_for_good() -> None:
+    from mlpm_guard.judging import _margins
+    from mlpm_guard.verdict import WindowEvidence
+
+    def least(count: int) -> float:
+        where = [WindowEvidence(view="turn", form="raw", kind="fragment", index=i, count=count) for i in range(count)]
+        return float(_margins(where, np.array([-3.0] * (count - 1) + [3.5]), 0.6, (-3.0, 3.0))[-1])
+
+    assert least(2) == least(10) == pytest.approx(0.2 * 3.6)
+    assert least(20) == pytest.approx(0.32 * 3.6)
+    assert least(10) < least(11) < least(40) < least(64)
+    assert least(64) == least(5000) < 0.55 * 3.6
+
+
+def test_windows_of_a_long_prompt_must_be_clearer_than_a_whole_one_and_those_of_an_answer_need_not() -> None:
+    from mlpm_guard.judging import Reading, _window_margins
+    from mlpm_guard.verdict import WindowEvidence
+
+    kinds = ("window", "window", "fragment", "whole")
+    where = [WindowEvidence(view="turn", form="raw", kind=kind, index=i, count=4) for i, kind in enumerate(kinds)]
+    levels = (-3.0, 3.0)
+    margins = _window_margins(where, Reading("prompt", 128, True, 0.6), levels)
+    assert margins == pytest.approx([1.2, 1.2, 0.0, 0.0])
+    for reading in (Reading("response", 128, True, 0.6), Reading("prompt", 128, True, 0.0)):
+        assert not _window_margins(where, reading, levels).any()
+    assert not _window_margins(where, Reading("prompt", 128, True, 0.6), (1.0, -1.0)).any()
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("mode", "Monitor"), ("on_error", "rais"), ("timeout", "3"), ("max_chars", "x"), ("target", "response")]
 )
