@@ -29,8 +29,8 @@ _CHARACTERS_AT_ONCE = 1 << 18
 _TOPIC_MARGIN = 1.0
 # Shares of the fragment margin: the least that a fragment of few has, what every doubling of their number adds to that, and
 # what a window of a longer prompt has.
-_LEAST_MARGIN, _FEW, _PER_DOUBLING, _MANY = 0.2, 10, 0.12, 64
-_WINDOW_MARGIN = 1.0 / 3.0
+_LEAST_MARGIN, _FEW, _PER_DOUBLING, _MANY = 0.2, 10, 0.16, 64
+_WINDOW_MARGIN = 0.45
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +106,8 @@ class Reading:
         target: which turn is judged.
         window: tokens of a judging window.
         normalise: whether it is also judged what disguised text says; see `disguises`.
-        fragment_margin: most that is deducted from a fragment, as a share of the distance between the classes; a third of it is
-            deducted from every window of a prompt that is longer than one.
+        fragment_margin: most that is deducted from a fragment, as a share of the distance between the classes; nearly half of it
+            is deducted from every window of a prompt that is longer than one.
     """
 
     target: Target

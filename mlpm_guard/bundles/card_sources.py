@@ -103,7 +103,10 @@ SOURCES: dict[str, Source] = {
     "jbb_artifacts_resp": Source("MIT", "JailbreakBench/artifacts", "answers to jailbreaks, labelled by a model"),
     "benign_twins": Source("Apache-2.0", None, "harmless prompts that sound like a harmful request"),
     "fillers": Source("Apache-2.0", None, "a few everyday words of harmless rows, over and over"),
-    "traffic_benign": Source("Apache-2.0", None, "business, Chinese, security, how-to and web texts as in traffic"),
+    "minimal_pairs": Source("Apache-2.0", None, "short everyday openings with harmless and harmful endings, and the reverse"),
+    "traffic_benign": Source(
+        "Apache-2.0", None, "business, Chinese, security, how-to, web, assistant and everyday texts as in traffic"
+    ),
     "traffic_unsafe": Source("Apache-2.0", None, "unsafe ones in the same voices"),
     "unsafe_twins": Source("Apache-2.0", None, "harmful requests beside the harmless prompts that sound like them"),
     "everyday_answers": Source("Apache-2.0", None, "harmless answers: whole, by sentence, and two in a row"),

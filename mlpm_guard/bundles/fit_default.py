@@ -20,10 +20,12 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from mlpm_guard import Guard
 from mlpm_guard.bundles.augment import augmented, fillers
+from mlpm_guard.bundles.phrases import messages, minimal_pairs
 
 SEED = 0
 ROWS_PER_SOURCE = 1300
@@ -76,11 +78,11 @@ DROPPED_CATEGORIES = {
 TWINS = {"benign_twins": 0, "unsafe_twins": 1}
 TRAFFIC = {"traffic_benign": 0, "traffic_unsafe": 1}
 WRITTEN = {**TWINS, **TRAFFIC}
-COPIES, FILLER = "copies", "fillers"
+COPIES, FILLER, PAIRS = "copies", "fillers", "minimal_pairs"
 
 # The threshold flags this share of held-out everyday questions at most, none of which was trained on.
 EVERYDAY = ("clinc150", "banking77", "nq_open")
-EVERYDAY_FLAGGED = 0.005
+EVERYDAY_FLAGGED = 0.0035
 
 
 @dataclass(frozen=True)
@@ -178,14 +180,19 @@ def rows_to_learn(
 
 
 def rows_with_copies(folder: Path) -> list[Row]:
-    """What the prototypes are fitted on: the rows to learn, disguised, wrapped and padded copies of some, and fillers."""
-    rows = rows_to_learn(folder)
-    known = {row.text for row in rows}
+    """What the prototypes are fitted on.
+
+    The rows to learn, minimal pairs, fillers, and copies of rows: disguised, wrapped, padded, or as messages to somebody.
+    """
+    originals = rows_to_learn(folder)
+    known = {row.text for row in originals}
+    rows = originals + [Row(PAIRS, pair.text, pair.label) for pair in minimal_pairs(seed=SEED) if pair.text not in known]
+    known |= {row.text for row in rows}
     copies: dict[str, Row] = {}
-    for copy in augmented(rows, seed=SEED):
+    for copy in chain(augmented(originals, seed=SEED), messages(originals, seed=SEED)):
         if copy.text not in known:
             copies.setdefault(copy.text, Row(f"{COPIES}:{copy.transformation}", copy.text, copy.label))
-    padding = fillers([row.text for row in rows if row.label == 0], seed=SEED)
+    padding = fillers([row.text for row in originals if row.label == 0], seed=SEED)
     return [*rows, *copies.values(), *(Row(FILLER, text, 0) for text in padding if text not in known)]
 
 
@@ -228,7 +235,7 @@ def fit(data: Path, out: Path) -> Guard:
             "seed": SEED,
             "prompts": {"safe": sum(row.label == 0 for row in rows), "unsafe": sum(row.label == 1 for row in rows)},
             "prompts_per_source": sources,
-            "threshold_rule": f"flags at most {EVERYDAY_FLAGGED:.1%} of held-out rows of {', '.join(EVERYDAY)}",
+            "threshold_rule": f"flags at most {EVERYDAY_FLAGGED:.2%} of held-out rows of {', '.join(EVERYDAY)}",
         },
     )
     return guard

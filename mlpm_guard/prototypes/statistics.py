@@ -24,7 +24,7 @@ from mlpm_guard.prototypes.rows import Row, Rows, States
 
 CLASSES = (0, 1)
 """0 is safe, 1 is unsafe."""
-_SAVED_SAMPLE_BYTES = 3_700_000
+_SAVED_SAMPLE_BYTES = 3_650_000
 _LEAST_SAVED = 256
 
 
