@@ -106,8 +106,8 @@ class Reading:
         target: which turn is judged.
         window: tokens of a judging window.
         normalise: whether it is also judged what disguised text says; see `disguises`.
-        fragment_margin: most that is deducted from a fragment, as a share of the distance between the classes; nearly half of it
-            is deducted from every window of a prompt that is longer than one.
+        fragment_margin: most that is deducted from a fragment, as a share of the distance between the classes; nearly half of
+            it is deducted from every window of a prompt that is longer than one.
     """
 
     target: Target

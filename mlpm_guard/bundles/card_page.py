@@ -258,7 +258,8 @@ def data_section(bundle: Bundle, counts: Mapping[str, int], what: str) -> str:
         changed = ", ".join(f"{counts[name]:,} {name.partition(':')[2] or 'copies'}" for name in copies)
         lines += [
             "",
-            f"Disguised, wrapped and padded copies of training rows, more of harmless than of harmful ones: {changed}.",
+            f"Copies of training rows, disguised, wrapped, padded or as messages to somebody, more of harmless than of harmful "
+            f"ones: {changed}.",
         ]
     return "\n".join(lines)
 
