@@ -481,7 +481,8 @@ def _margins(where: Sequence[WindowEvidence], log_odds: Array, share: float, lev
     the worse the worst one looks. Hidden among padding, a harmful sentence stands out. So a fragment must be clearer than a
     whole text, by up to `share` of the distance between a typical safe and a typical unsafe prompt, unless the others are calm
     (their lower median is that of a safe prompt), or all alike (words repeated over and over) while this one is far from them.
-    Even then it must be a little clearer, as any text of many sentences gives it many chances: the more, the clearer.
+    Even then it must be a little clearer, as any text of many sentences gives it many chances: the more, the clearer,
+    where it does not stand out.
     """
     margins = np.zeros(len(where))
     calm, distance = levels[0], levels[1] - levels[0]
@@ -494,9 +495,9 @@ def _margins(where: Sequence[WindowEvidence], log_odds: Array, share: float, lev
         raised = _ramp((median - calm) / distance, 0.0, 0.2)
         varied = _ramp((upper - lower) / distance, 0.1, 0.2)
         ordinary = 1.0 - _ramp((fragments - median) / distance, 0.4, 0.7)
-        doublings = np.log2(np.clip(len(chosen), _FEW, _MANY) / _FEW)
-        least = _LEAST_MARGIN + _PER_DOUBLING * doublings
-        margins[chosen] = share * distance * np.maximum(least, np.minimum(raised, np.maximum(varied, ordinary)))
+        blends_in = np.maximum(varied, ordinary)
+        least = _LEAST_MARGIN + _PER_DOUBLING * np.log2(np.clip(len(chosen), _FEW, _MANY) / _FEW) * blends_in
+        margins[chosen] = share * distance * np.maximum(least, np.minimum(raised, blends_in))
     return margins
 
 

@@ -577,14 +577,17 @@ def test_the_more_sentences_a_calm_text_has_the_clearer_one_must_be_and_no_text_
     from mlpm_guard.judging import _margins
     from mlpm_guard.verdict import WindowEvidence
 
-    def least(count: int) -> float:
+    def least(calm: list[float], count: int) -> float:
+        log_odds = np.array([calm[at % len(calm)] for at in range(count - 1)] + [3.5])
         where = [WindowEvidence(view="turn", form="raw", kind="fragment", index=i, count=count) for i in range(count)]
-        return float(_margins(where, np.array([-3.0] * (count - 1) + [3.5]), 0.6, (-3.0, 3.0))[-1])
+        return float(_margins(where, log_odds, 0.6, (-3.0, 3.0))[-1])
 
-    assert least(2) == least(10) == pytest.approx(0.2 * 3.6)
-    assert least(20) == pytest.approx(0.36 * 3.6)
-    assert least(10) < least(11) < least(40) < least(64)
-    assert least(64) == least(5000) < 0.65 * 3.6
+    varied, alike = [-4.0, -4.0, -4.0, -2.0, -2.0], [-3.0]
+    assert least(varied, 5) == least(varied, 10) == pytest.approx(0.2 * 3.6)
+    assert least(varied, 20) == pytest.approx(0.36 * 3.6)
+    assert least(varied, 10) < least(varied, 11) < least(varied, 40) < least(varied, 64)
+    assert least(varied, 64) == least(varied, 5000) < 0.65 * 3.6
+    assert least(alike, 64) == pytest.approx(0.2 * 3.6)
 
 
 def test_windows_of_a_long_prompt_must_be_clearer_than_a_whole_one_and_those_of_an_answer_need_not() -> None:
