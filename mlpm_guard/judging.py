@@ -46,9 +46,9 @@ class Evidence:
     """What a piece of a conversation says; of all pieces, the deciding one.
 
     Attributes:
-        log_odds: of the score, in nats, fragment margin deducted.
+        log_odds: of the score, in nats, margin deducted.
         layer_log_odds: of every used layer, shape (used,).
-        margin: log-odds deducted because the piece is a fragment or a window of a longer text.
+        margin: log-odds deducted because the piece is a fragment or a window of a longer text, in nats.
         where: the piece.
         windows: pieces judged.
         distances: squared Mahalanobis distances to the classes, shape (classes, used); None when not measured.

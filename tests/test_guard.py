@@ -573,7 +573,7 @@ def test_a_fragment_far_from_others_that_are_all_alike_stands_out() -> None:
     assert margins[:-1] == pytest.approx([3.6] * 9)
 
 
-def test_the_more_sentences_a_calm_text_has_the_clearer_one_must_be_and_no_text_hides_one_for_good() -> None:
+def test_the_more_sentences_a_text_has_the_clearer_one_that_blends_in_must_be_up_to_a_limit() -> None:
     from mlpm_guard.judging import _margins
     from mlpm_guard.verdict import WindowEvidence
 

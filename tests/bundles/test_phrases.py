@@ -1,16 +1,9 @@
 import re
 from collections import Counter
-from dataclasses import dataclass
+from pathlib import Path
 
+from mlpm_guard.bundles.fit_default import Row
 from mlpm_guard.bundles.phrases import LONGEST, MESSAGES_OF, message, messages, minimal_pairs
-
-
-@dataclass(frozen=True)
-class Row:
-    source: str
-    text: str
-    label: int
-
 
 ROWS = [
     *(Row(MESSAGES_OF, f"Set an alarm number {i}", 0) for i in range(40)),
@@ -64,7 +57,7 @@ def test_openings_and_endings_stand_with_both_labels() -> None:
         assert {pair.label for pair in pairs if deed in pair.text} == {0, 1}
 
 
-def test_no_pair_is_a_prompt_of_a_data_set(data) -> None:
+def test_no_pair_is_a_prompt_of_a_data_set(data: Path) -> None:
     from tests.test_benign_twins import prompts, words
 
     own = {words(pair.text): pair.text for seed in range(3) for pair in minimal_pairs(seed=seed)}
