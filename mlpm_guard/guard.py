@@ -49,8 +49,8 @@ class Guard(Checker):
         window: tokens of a judging window; None takes what suits the encoder.
         fragment_margin: most that is deducted from the score of a sentence of a longer text, as a share of the distance between
             typical safe and unsafe prompts. Nothing is deducted in a text that is calm otherwise, all of it where the other
-            sentences are raised themselves, and of those that blend in the more, the more there are. Nearly half of it is deducted
-            from every window of a prompt that is longer than one. 0 judges every piece like a whole text.
+            sentences are raised themselves, and of those that blend in the more, the more there are. Nearly half of it is
+            deducted from every window of a prompt that is longer than one. 0 judges every piece like a whole text.
         max_chars: longest conversation in characters; a longer one counts as an error.
         normalise: undo disguises (look-alike and invisible characters, leet, letters set apart, base64 and its like) and judge
             what the text says; beyond doubt, that alone.
