@@ -74,7 +74,7 @@ DROPPED_CATEGORIES = {
 }
 
 # Written for this project: prompts on both sides of the border; and business, Chinese, security, everyday and web texts as they
-# come in traffic, harmless ones beside unsafe ones of the same voice. The latter came after the encoder's adapter.
+# come in traffic, harmless ones beside unsafe ones of the same voice.
 TWINS = {"benign_twins": 0, "unsafe_twins": 1}
 TRAFFIC = {"traffic_benign": 0, "traffic_unsafe": 1}
 WRITTEN = {**TWINS, **TRAFFIC}
@@ -179,15 +179,18 @@ def rows_to_learn(
     return [row for row in public if row.text not in own] + written
 
 
-def rows_with_copies(folder: Path) -> list[Row]:
-    """What the prototypes are fitted on.
+def rows_and_pairs(folder: Path) -> list[Row]:
+    """The rows to learn, and minimal pairs that are not among them."""
+    rows = rows_to_learn(folder)
+    known = {row.text for row in rows}
+    return rows + [Row(PAIRS, pair.text, pair.label) for pair in minimal_pairs(seed=SEED) if pair.text not in known]
 
-    The rows to learn, minimal pairs, fillers, and copies of rows: disguised, wrapped, padded, or as messages to somebody.
-    """
-    originals = rows_to_learn(folder)
-    known = {row.text for row in originals}
-    rows = originals + [Row(PAIRS, pair.text, pair.label) for pair in minimal_pairs(seed=SEED) if pair.text not in known]
-    known |= {row.text for row in rows}
+
+def rows_with_copies(folder: Path) -> list[Row]:
+    """What the prototypes are fitted on: rows and pairs, fillers, and copies: disguised, wrapped, padded, or as messages."""
+    rows = rows_and_pairs(folder)
+    originals = [row for row in rows if row.source != PAIRS]
+    known = {row.text for row in rows}
     copies: dict[str, Row] = {}
     for copy in chain(augmented(originals, seed=SEED), messages(originals, seed=SEED)):
         if copy.text not in known:

@@ -1,11 +1,11 @@
 """What the encoder's adapter learns from: labelled texts, how much each weighs, and how it varies from epoch to epoch.
 
-Prompts are the rows of the default recipe and the twins that this project wrote: harmless prompts that sound alarming, and
-unsafe requests that resemble them. Answers are the rows of the response recipe; they have an output of their own, so that a
+Prompts are the rows of the default recipe and what this project wrote: harmless prompts that sound alarming, unsafe requests
+that resemble them, and minimal pairs. Answers are the rows of the response recipe; they have an output of their own, so that a
 harmful prompt and a harmful answer need not look alike.
 
-A text is read as it is or varied: with typos, wrapped, padded, beside a harmless prompt, as an exam question, or, where it is
-long and harmless, as one of its sentences. Both labels vary in the same ways, so that a variation alone says nothing; harmless
+A text is read as it is or varied: with typos, wrapped, padded, as a message to somebody, beside a harmless prompt, as an exam
+question, or, where it is long and harmless, as one of its sentences. Both labels vary in the same ways, so that a variation alone says nothing; harmless
 ones somewhat more often, since what the public sources hold of wrapped prompts is harmful nearly throughout.
 """
 
@@ -23,6 +23,8 @@ import numpy as np
 
 from mlpm_guard.bundles import fit_default, fit_default_response
 from mlpm_guard.bundles.augment import changed
+from mlpm_guard.bundles.phrases import LONGEST as LONGEST_MESSAGE
+from mlpm_guard.bundles.phrases import MESSAGE, message, minimal_pairs
 
 Kind: TypeAlias = Literal["prompt", "answer"]
 
@@ -34,6 +36,7 @@ WEIGHTS = {
     **dict.fromkeys(("harmfulqa", "ailuminate_demo", "aart", "realtoxicityprompts_sub", "safetext", "hatecheck"), 0.5),
     # The border between the classes.
     **dict.fromkeys(fit_default.TWINS, 3.0),
+    **dict.fromkeys((*fit_default.TRAFFIC, fit_default.PAIRS), 2.0),
 }
 HEAVIEST = 6.0
 
@@ -46,8 +49,6 @@ LONGEST_EXAM = 300
 FRAGMENT = 0.4
 SHORTEST_CUT = 160
 
-# What the adapter that ships was trained on: it came before more rows were given to the prototypes.
-ROWS_OF = {**fit_default.ROWS_OF, "banking77": 2600}
 # More than the prototypes learn: weights, not rows, keep the large sources small here.
 ANSWERS_PER_QUESTION = 8
 
@@ -77,7 +78,7 @@ class Lesson:
 
 def prompts(data: Path) -> list[Lesson]:
     """Prompts to learn from, in a fixed order."""
-    rows = fit_default.rows_to_learn(data / "train", ROWS_OF, {}, {}, fit_default.TWINS)
+    rows = fit_default.rows_and_pairs(data / "train")
     return weighted([Lesson(row.text, row.label, row.source, row.category) for row in rows])
 
 
@@ -151,7 +152,10 @@ class Variation:
 
     def _varied(self, text: str) -> str:
         chance = self._random
-        name = chance.choices(("typos", "role_play", "padded_before", "padded_after", "beside"), (30, 30, 13, 17, 10))[0]
+        names = ("typos", "role_play", "padded_before", "padded_after", "beside", MESSAGE)
+        name = chance.choices(names, (30, 30, 13, 17, 10, 15 if len(text) <= LONGEST_MESSAGE else 0))[0]
+        if name == MESSAGE:
+            return message(text, chance.randrange(1 << 30))
         if name != "beside":
             return changed(name, text, chance.randrange(1 << 30))
         pair = [text, chance.choice(self._harmless)]

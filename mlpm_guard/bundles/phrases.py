@@ -22,7 +22,7 @@ LONGEST = 120
 MESSAGES_OF = "clinc150"
 """Requests to an assistant: what people ask of it, they also ask of each other."""
 OF_ASSISTANTS, OF_ALL = 2600, Amount(1400, 300)
-OPENERS_OF_AN_OBJECT, OPENERS_OF_A_DEED = 8, Amount(12, 8)
+OPENERS_OF_AN_OBJECT, OPENERS_OF_A_DEED = 8, Amount(16, 8)
 
 _PHRASES: dict[str, Any] = json.loads((Path(__file__).resolve().parent / "phrases.json").read_text(encoding="utf-8"))
 

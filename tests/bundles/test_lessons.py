@@ -40,10 +40,11 @@ def data(tmp_path):
     return tmp_path
 
 
-def test_prompts_are_the_recipes_rows_and_the_twins_of_both_labels(data):
+def test_prompts_are_the_recipes_rows_the_twins_and_the_pairs_of_both_labels(data):
     found = prompts(data)
     sources = {lesson.source for lesson in found}
-    assert {"advbench", "dolly_1k", "benign_twins", "unsafe_twins"} <= sources
+    assert {"advbench", "dolly_1k", "benign_twins", "unsafe_twins", "traffic_benign", "traffic_unsafe"} <= sources
+    assert {lesson.label for lesson in found if lesson.source == "minimal_pairs"} == {0, 1}
     assert {lesson.label for lesson in found if lesson.source == "unsafe_twins"} == {1}
     assert [lesson.text for lesson in found if lesson.source == "benign_twins"] == benign_twins()
     assert {lesson.category for lesson in found if lesson.source == "advbench"} == {"crime"}
@@ -95,6 +96,16 @@ def test_a_share_of_the_prompts_is_varied_of_harmless_ones_a_larger_one(label):
     # Unsafe prompts stay as they are where a long wrapper would push them out of what is read.
     assert (0.9, 0.75)[label] * most < share < most + 0.03
     assert VARIED[0] > VARIED[1]
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_short_prompts_of_either_label_are_also_read_as_messages(label, monkeypatch):
+    monkeypatch.setattr("mlpm_guard.bundles.lessons.message", lambda text, seed: f"tell Anna {text}")
+    text = "Look at the thing over there"
+    for lesson, sent in ((Lesson(text, label, "x"), True), (Lesson(" ".join([text] * 8), label, "x"), False)):
+        vary = Variation(["harmless"], random.Random(6))
+        seen = {vary(lesson) for _ in range(400)}
+        assert (f"tell Anna {lesson.text}" in seen) is sent
 
 
 def test_only_long_harmless_prompts_are_cut_and_answers_are_read_as_they_are():
