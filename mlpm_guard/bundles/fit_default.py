@@ -166,15 +166,9 @@ def written_rows(files: Mapping[str, int] = WRITTEN) -> list[Row]:
     return rows
 
 
-def rows_to_learn(
-    folder: Path,
-    rows_of: Mapping[str, int] = ROWS_OF,
-    more_harmless: Mapping[str, int] = MORE_HARMLESS,
-    languages: Mapping[str, Sequence[str]] = ALL_HARMLESS_IN,
-    files: Mapping[str, int] = WRITTEN,
-) -> list[Row]:
+def rows_to_learn(folder: Path) -> list[Row]:
     """The public rows (see `training_rows`), then the project's own; no text twice with two labels."""
-    public, written = training_rows(folder, rows_of, more_harmless, languages), written_rows(files)
+    public, written = training_rows(folder), written_rows()
     own = {row.text for row in written}
     return [row for row in public if row.text not in own] + written
 

@@ -5,8 +5,9 @@ that resemble them, and minimal pairs. Answers are the rows of the response reci
 harmful prompt and a harmful answer need not look alike.
 
 A text is read as it is or varied: with typos, wrapped, padded, as a message to somebody, beside a harmless prompt, as an exam
-question, or, where it is long and harmless, as one of its sentences. Both labels vary in the same ways, so that a variation alone says nothing; harmless
-ones somewhat more often, since what the public sources hold of wrapped prompts is harmful nearly throughout.
+question, or, where it is long and harmless, as one of its sentences. Both labels vary in the same ways, so that a variation
+alone says nothing; harmless ones somewhat more often, since what the public sources hold of wrapped prompts is harmful nearly
+throughout.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 from mlpm_guard.bundles import fit_default, fit_default_response
 from mlpm_guard.bundles.augment import changed
 from mlpm_guard.bundles.phrases import LONGEST as LONGEST_MESSAGE
-from mlpm_guard.bundles.phrases import MESSAGE, message, minimal_pairs
+from mlpm_guard.bundles.phrases import MESSAGE, message
 
 Kind: TypeAlias = Literal["prompt", "answer"]
 
@@ -80,6 +81,12 @@ def prompts(data: Path) -> list[Lesson]:
     """Prompts to learn from, in a fixed order."""
     rows = fit_default.rows_and_pairs(data / "train")
     return weighted([Lesson(row.text, row.label, row.source, row.category) for row in rows])
+
+
+def fewer(lessons: Sequence[Lesson]) -> list[Lesson]:
+    """Those of public sources, twins and answers, weighted anew: without what was written as traffic or as pairs."""
+    kept = [each for each in lessons if each.source not in {*fit_default.TRAFFIC, fit_default.PAIRS}]
+    return [*weighted([each for each in kept if each.kind == "prompt"]), *(each for each in kept if each.kind == "answer")]
 
 
 def answers(data: Path) -> list[Lesson]:

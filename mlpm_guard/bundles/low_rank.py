@@ -8,7 +8,7 @@ arXiv 2106.09685.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -85,6 +85,37 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
         if isinstance(module, LowRankLinear):
             found[f"{name}.{adapters.DOWN}"] = module.down.detach().half().contiguous()
             found[f"{name}.{adapters.UP}"] = (module.scale * module.up.detach()).half().contiguous()
+    return found
+
+
+def mean(trained: Sequence[Mapping[str, Tensor]], rank: int) -> dict[str, Tensor]:
+    """The mean of what adapters add to a model, each map's addition cut to its largest singular values.
+
+    Weights between those of several runs often do better than those of any (Wortsman et al., "Model soups", arXiv 2203.05482).
+
+    Args:
+        trained: tensors of each, from `tensors_of`.
+        rank: of the result.
+
+    Returns:
+        Its tensors, in half precision.
+
+    Raises:
+        ConfigurationError: there are none, they change other maps, or a map is smaller than the rank.
+        AdapterError: the tensors of one are no adapter.
+    """
+    pairs = [adapters.paired(tensors) for tensors in trained]
+    if not pairs or any(each.keys() != pairs[0].keys() for each in pairs):
+        raise ConfigurationError("trained: the tensors of one or more adapters, all of the same maps")
+    found: dict[str, Tensor] = {}
+    for place in pairs[0]:
+        added = torch.stack([up.float() @ down.float() for up, down in (each[place] for each in pairs)]).mean(0)
+        if not 1 <= rank <= min(added.shape):
+            raise ConfigurationError(f"rank={rank}: a whole number from 1 to {min(added.shape)}, the size of {place}")
+        left, values, right = torch.linalg.svd(added, full_matrices=False)
+        share = values[:rank].sqrt()
+        found[f"{place}.{adapters.UP}"] = (left[:, :rank] * share).half().contiguous()
+        found[f"{place}.{adapters.DOWN}"] = (share[:, None] * right[:rank]).half().contiguous()
     return found
 
 

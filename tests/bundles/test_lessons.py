@@ -15,6 +15,7 @@ from mlpm_guard.bundles.lessons import (
     Lesson,
     Variation,
     answers,
+    fewer,
     prompts,
     weighted,
 )
@@ -89,6 +90,17 @@ def test_an_unsafe_prompt_is_not_pushed_out_of_what_is_read():
 
 
 @pytest.mark.parametrize("label", [0, 1])
+def test_fewer_lessons_are_those_without_traffic_and_pairs_weighted_anew(data):
+    every = [*prompts(data), *answers(data)]
+    found = fewer(every)
+    written = {"traffic_benign", "traffic_unsafe", "minimal_pairs"}
+    assert [each.text for each in found] == [each.text for each in every if each.source not in written]
+    assert [each for each in found if each.kind == "answer"] == answers(data)
+    for label in (0, 1):
+        weights = [each.weight for each in found if each.kind == "prompt" and each.label == label]
+        assert np.mean(weights) == pytest.approx(1.0, abs=0.05)
+
+
 def test_a_share_of_the_prompts_is_varied_of_harmless_ones_a_larger_one(label):
     vary, text = Variation(["harmless"], random.Random(4)), "look at the thing over there"
     share = np.mean([vary(Lesson(text, label, "x")) != text for _ in range(2000)])

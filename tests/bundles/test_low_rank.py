@@ -5,7 +5,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from mlpm_guard.bundles.low_rank import attach, linear_maps, save, tensors_of
+from mlpm_guard.bundles.low_rank import attach, linear_maps, mean, save, tensors_of
 from mlpm_guard.encoders.adapter import merge, paired, read
 from mlpm_guard.encoders.base import EncoderIdentity
 from mlpm_guard.errors import AdapterError, ConfigurationError
@@ -110,3 +110,30 @@ def test_bad_options_are_refused(model):
         attach(model, ("value",), 2)
     with pytest.raises(ConfigurationError, match="rank=0"):
         attach(model, ("query",), 0)
+
+
+def product(tensors, place):
+    return tensors[f"{place}.up"].float() @ tensors[f"{place}.down"].float()
+
+
+def test_the_mean_of_adapters_is_the_mean_of_what_they_add_up_to_its_rank(model, inputs):
+    first, second = (tensors_of(trained(model, inputs * scale)) for scale in (1, -2))
+    whole, cut = (mean([first, second], rank) for rank in (4, 1))
+    assert whole.keys() == first.keys()
+    for place in ("0.query", "2.dense"):
+        expected = (product(first, place) + product(second, place)) / 2
+        assert float(expected.norm()) > 0
+        torch.testing.assert_close(product(whole, place), expected, rtol=2e-2, atol=2e-3)
+        assert cut[f"{place}.up"].shape[1] == cut[f"{place}.down"].shape[0] == 1
+        largest = torch.linalg.matrix_norm(expected, 2)
+        torch.testing.assert_close(torch.linalg.matrix_norm(product(cut, place), 2), largest, rtol=2e-2, atol=2e-3)
+
+
+def test_what_has_no_mean_is_refused(model, inputs):
+    tensors = tensors_of(trained(model, inputs))
+    other = {name: tensor for name, tensor in tensors.items() if "query" in name}
+    for wrong, rank, said in (([], 2, "one or more"), ([tensors, other], 2, "the same maps"), ([tensors], 9, "rank=9")):
+        with pytest.raises(ConfigurationError, match=said):
+            mean(wrong, rank)
+    with pytest.raises(AdapterError, match="only one of the two"):
+        mean([{name: tensor for name, tensor in tensors.items() if name != "0.query.up"}], 2)
