@@ -29,7 +29,7 @@ from _states import load
 from ablation import Outcome, judged, leave_one_source_out, targets
 
 FOLDS = 3
-_ROWS, _QUICK_ROWS, _QUICK_EPOCHS = 200, 60, 0.02
+_ROWS, _QUICK_ROWS, _QUICK_EPOCHS = 200, 60, (0.02, 0.02)
 
 
 def dealt(data: Path, folds: int = FOLDS) -> list[list[str]]:
@@ -44,7 +44,7 @@ def dealt(data: Path, folds: int = FOLDS) -> list[list[str]]:
     return [ordered[fold::folds] for fold in range(folds)]
 
 
-def adapter_without(data: Path, left_out: Sequence[str], path: Path, epochs: float | None) -> Path:
+def adapter_without(data: Path, left_out: Sequence[str], path: Path, epochs: tuple[float, float] | None) -> Path:
     """An adapter that was trained without some sources, from the cache or made anew."""
     from mlpm_guard.bundles.lessons import answers, prompts
     from mlpm_guard.bundles.low_rank import save

@@ -347,9 +347,10 @@ def _training() -> str:
 
     return (
         "Trained by `mlpm_guard/bundles/train_adapter.py` on the prompts of `default` and, with an output of their own, on "
-        f"the answers of `default-response` ({', '.join(ANSWERS)} and harmless ones). It is the mean of two runs, one without "
-        f"and one with what was written as traffic and as minimal pairs, each of {recipe.EPOCHS:g} epochs, at most "
-        f"{recipe.LONGEST['prompt']} tokens of a prompt and {recipe.LONGEST['answer']} of an answer, batches of "
+        f"the answers of `default-response` ({', '.join(ANSWERS)} and harmless ones). It is the mean of two runs: one without "
+        f"what was written as traffic and as minimal pairs ({recipe.EPOCHS[0]:g} epochs), one with it "
+        f"({recipe.EPOCHS[1]:g} epochs). At most {recipe.LONGEST['prompt']} tokens of a prompt and "
+        f"{recipe.LONGEST['answer']} of an answer, batches of "
         f"{recipe.BATCH_TOKENS:,} tokens, AdamW, learning rate {recipe.RATE:g} along a cosine, labels smoothed by "
         f"{recipe.SMOOTHING:g}. The loss asks every layer for the label, as the prototypes do, and the last "
         f"{recipe.CATEGORY_LAYERS} for the category; sources weigh as a power of their size. A share of the prompts is varied: "
