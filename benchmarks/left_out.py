@@ -46,15 +46,17 @@ def dealt(data: Path, folds: int = FOLDS) -> list[list[str]]:
 
 def adapter_without(data: Path, left_out: Sequence[str], path: Path, epochs: tuple[float, float] | None) -> Path:
     """An adapter that was trained without some sources, from the cache or made anew."""
-    from mlpm_guard.bundles.lessons import answers, prompts
+    from mlpm_guard.bundles.lessons import answers, fewer_prompts, prompts
     from mlpm_guard.bundles.low_rank import save
     from mlpm_guard.bundles.train_adapter import EPOCHS, train_both
     from mlpm_guard.encoders.embedded import EmbeddedEncoder
 
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        lessons = [lesson for lesson in (*prompts(data), *answers(data)) if lesson.source not in left_out]
-        save(path, train_both(lessons, epochs=EPOCHS if epochs is None else epochs), EmbeddedEncoder(adapter=None).identity)
+        runs = [[*of(data), *answers(data)] for of in (fewer_prompts, prompts)]
+        fewer, every = ([lesson for lesson in run if lesson.source not in left_out] for run in runs)
+        tensors = train_both(fewer, every, epochs=EPOCHS if epochs is None else epochs)
+        save(path, tensors, EmbeddedEncoder(adapter=None).identity)
     return path
 
 

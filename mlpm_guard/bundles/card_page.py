@@ -347,8 +347,8 @@ def _training() -> str:
 
     return (
         "Trained by `mlpm_guard/bundles/train_adapter.py` on the prompts of `default` and, with an output of their own, on "
-        f"the answers of `default-response` ({', '.join(ANSWERS)} and harmless ones). It is the mean of two runs: one without "
-        f"what was written as traffic and as minimal pairs ({recipe.EPOCHS[0]:g} epochs), one with it "
+        f"the answers of `default-response` ({', '.join(ANSWERS)} and harmless ones). It is the mean of two runs: one on "
+        f"public sources and twins ({recipe.EPOCHS[0]:g} epochs), one that also learned traffic, minimal pairs and messages "
         f"({recipe.EPOCHS[1]:g} epochs). At most {recipe.LONGEST['prompt']} tokens of a prompt and "
         f"{recipe.LONGEST['answer']} of an answer, batches of "
         f"{recipe.BATCH_TOKENS:,} tokens, AdamW, learning rate {recipe.RATE:g} along a cosine, labels smoothed by "

@@ -82,7 +82,7 @@ COPIES, FILLER, PAIRS = "copies", "fillers", "minimal_pairs"
 
 # The threshold flags this share of held-out everyday questions at most, none of which was trained on.
 EVERYDAY = ("clinc150", "banking77", "nq_open")
-EVERYDAY_FLAGGED = 0.0035
+EVERYDAY_FLAGGED = 0.0045
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,15 @@ def written_rows(files: Mapping[str, int] = WRITTEN) -> list[Row]:
     return rows
 
 
-def rows_to_learn(folder: Path) -> list[Row]:
+def rows_to_learn(
+    folder: Path,
+    rows_of: Mapping[str, int] = ROWS_OF,
+    more_harmless: Mapping[str, int] = MORE_HARMLESS,
+    languages: Mapping[str, Sequence[str]] = ALL_HARMLESS_IN,
+    files: Mapping[str, int] = WRITTEN,
+) -> list[Row]:
     """The public rows (see `training_rows`), then the project's own; no text twice with two labels."""
-    public, written = training_rows(folder), written_rows()
+    public, written = training_rows(folder, rows_of, more_harmless, languages), written_rows(files)
     own = {row.text for row in written}
     return [row for row in public if row.text not in own] + written
 
@@ -211,6 +217,14 @@ def lowest_threshold(scores: Sequence[float], flagged: float = EVERYDAY_FLAGGED)
     return next(step / 1000 for step in range(thousandths, thousandths + 3) if step / 1000 > passing)
 
 
+def middle_threshold(scores: Sequence[float], flagged: float = EVERYDAY_FLAGGED) -> float:
+    """As `lowest_threshold`, in the middle of the gap: as far from the scores that it flags as from those that it lets pass."""
+    lowest = lowest_threshold(scores, flagged)
+    above = [score for score in scores if score >= lowest]
+    below = max(score for score in scores if score < lowest)
+    return max(lowest, math.floor((below + min(above)) / 2 * 1000) / 1000) if above else lowest
+
+
 def fit(data: Path, out: Path) -> Guard:
     """Fit, set the threshold, save."""
     rows = rows_with_copies(data / "train")
@@ -222,7 +236,7 @@ def fit(data: Path, out: Path) -> Guard:
     )
     verdicts = guard.check_batch(everyday_rows(data / "train"))
     # What could not be judged is flagged, as a gate would.
-    guard.threshold = lowest_threshold([1.0 if verdict.score is None else verdict.score for verdict in verdicts])
+    guard.threshold = middle_threshold([1.0 if verdict.score is None else verdict.score for verdict in verdicts])
     sources = {source: sum(row.source == source for row in rows) for source in sorted({row.source for row in rows})}
     guard.save_pretrained(
         out,
@@ -232,7 +246,8 @@ def fit(data: Path, out: Path) -> Guard:
             "seed": SEED,
             "prompts": {"safe": sum(row.label == 0 for row in rows), "unsafe": sum(row.label == 1 for row in rows)},
             "prompts_per_source": sources,
-            "threshold_rule": f"flags at most {EVERYDAY_FLAGGED:.2%} of held-out rows of {', '.join(EVERYDAY)}",
+            "threshold_rule": f"flags at most {EVERYDAY_FLAGGED:.2%} of held-out rows of {', '.join(EVERYDAY)}, "
+            "in the middle of the gap between the last of those and the next",
         },
     )
     return guard

@@ -50,6 +50,7 @@ LONGEST_EXAM = 300
 FRAGMENT = 0.4
 SHORTEST_CUT = 160
 
+FEWER_ROWS_OF = {**fit_default.ROWS_OF, "banking77": 2600}
 # More than the prototypes learn: weights, not rows, keep the large sources small here.
 ANSWERS_PER_QUESTION = 8
 
@@ -83,10 +84,10 @@ def prompts(data: Path) -> list[Lesson]:
     return weighted([Lesson(row.text, row.label, row.source, row.category) for row in rows])
 
 
-def fewer(lessons: Sequence[Lesson]) -> list[Lesson]:
-    """Those of public sources, twins and answers, weighted anew: without what was written as traffic or as pairs."""
-    kept = [each for each in lessons if each.source not in {*fit_default.TRAFFIC, fit_default.PAIRS}]
-    return [*weighted([each for each in kept if each.kind == "prompt"]), *(each for each in kept if each.kind == "answer")]
+def fewer_prompts(data: Path) -> list[Lesson]:
+    """Those of public sources and twins only: no traffic, no pairs, and no more of a source than its share."""
+    rows = fit_default.rows_to_learn(data / "train", FEWER_ROWS_OF, {}, {}, fit_default.TWINS)
+    return weighted([Lesson(row.text, row.label, row.source, row.category) for row in rows])
 
 
 def answers(data: Path) -> list[Lesson]:
@@ -113,11 +114,13 @@ class Variation:
     Args:
         harmless: prompts to stand beside others, and to take the words of exam answers from.
         generator: of chance.
+        messages: short prompts are also read as messages to somebody.
     """
 
-    def __init__(self, harmless: Sequence[str], generator: random.Random) -> None:
+    def __init__(self, harmless: Sequence[str], generator: random.Random, *, messages: bool = True) -> None:
         self._harmless = harmless
         self._random = generator
+        self._longest_message = LONGEST_MESSAGE if messages else 0
 
     def __call__(self, lesson: Lesson) -> str:
         """A text as it is read this time. Answers are not varied."""
@@ -160,7 +163,7 @@ class Variation:
     def _varied(self, text: str) -> str:
         chance = self._random
         names = ("typos", "role_play", "padded_before", "padded_after", "beside", MESSAGE)
-        name = chance.choices(names, (30, 30, 13, 17, 10, 15 if len(text) <= LONGEST_MESSAGE else 0))[0]
+        name = chance.choices(names, (30, 30, 13, 17, 10, 15 if len(text) <= self._longest_message else 0))[0]
         if name == MESSAGE:
             return message(text, chance.randrange(1 << 30))
         if name != "beside":

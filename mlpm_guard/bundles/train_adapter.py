@@ -7,9 +7,9 @@ six blocks gets an addition of rank `RANK`. What is learned is to tell unsafe fr
 the prototypes read them (mean and [CLS]), and one unsafe category from another. The outputs that it is learned with are thrown
 away: the prototypes are fitted afterwards, on the states. Of what was learned, a share of `KEPT` is added to the published
 weights, since weights between the two do better on prompts of other kinds than those they were trained on (Wortsman et al.,
-"Robust fine-tuning of zero-shot models", arXiv 2109.01903). For the same reason it is the mean of two runs: one that also
-learns from what this project wrote as traffic and as minimal pairs, and one that does not. Seeded; the last digits depend on
-the machine.
+"Robust fine-tuning of zero-shot models", arXiv 2109.01903). For the same reason it is the mean of two runs: one on public
+sources and twins, and one that also learns from traffic, minimal pairs and messages, as the prototypes do. Seeded; the last
+digits depend on the machine.
 
 Takes 25 minutes on 2 cores that multiply numbers of 16 bits, more than twice as long on others. Afterwards, put the printed
 SHA-256 into `mlpm_guard/encoders/embedded.py`.
@@ -33,7 +33,7 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from mlpm_guard.bundles.lessons import Lesson, Variation, answers, fewer, prompts
+from mlpm_guard.bundles.lessons import Lesson, Variation, answers, fewer_prompts, prompts
 from mlpm_guard.bundles.low_rank import attach, mean, save, tensors_of
 from mlpm_guard.encoders.adapter import UP
 from mlpm_guard.encoders.embedded import ADAPTER, EmbeddedEncoder, embedded_folder
@@ -132,11 +132,16 @@ def cut(tokens: list[int], lesson: Lesson, tokenizer: PreTrainedTokenizerBase, c
 
 
 def batches(
-    lessons: Sequence[Lesson], chosen: Sequence[int], tokenizer: PreTrainedTokenizerBase, chance: random.Random
+    lessons: Sequence[Lesson],
+    chosen: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    chance: random.Random,
+    *,
+    messages: bool = True,
 ) -> Iterator[Batch]:
     """Batches of `BATCH_TOKENS` over the chosen lessons, each of rows of like length, in a random order."""
     harmless = [lesson.text for lesson in lessons if lesson.kind == "prompt" and lesson.label == 0]
-    variation = Variation(harmless, chance)
+    variation = Variation(harmless, chance, messages=messages)
     texts = [variation(lessons[index]) for index in chosen]
     tokenised = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=LONGEST_TOKENISED)["input_ids"]
     rows = [cut(tokens, lessons[index], tokenizer, chance) for index, tokens in zip(chosen, tokenised, strict=True)]
@@ -196,12 +201,15 @@ def rate(done: float) -> float:
     return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
 
 
-def train(lessons: Sequence[Lesson], *, epochs: float, rank: int = RANK, seed: int = SEED) -> dict[str, Tensor]:
+def train(
+    lessons: Sequence[Lesson], *, epochs: float, messages: bool = True, rank: int = RANK, seed: int = SEED
+) -> dict[str, Tensor]:
     """One run.
 
     Args:
         lessons: prompts and answers.
         epochs: how often each is read; the last one may be a part.
+        messages: short prompts are also read as messages to somebody.
         rank: of the additions.
         seed: of everything that is random.
 
@@ -229,7 +237,7 @@ def train(lessons: Sequence[Lesson], *, epochs: float, rank: int = RANK, seed: i
         while progress.n < progress.total:
             chosen = chance.sample(range(len(lessons)), min(len(lessons), progress.total - progress.n))
             end = progress.n + len(chosen)
-            for batch in batches(lessons, chosen, tokenizer, chance):
+            for batch in batches(lessons, chosen, tokenizer, chance, messages=messages):
                 for group, full in zip(optimizer.param_groups, full_rates, strict=True):
                     group["lr"] = full * rate(progress.n / progress.total)
                 value = loss(outputs, states(model, batch), target.of(batch.rows))
@@ -242,10 +250,12 @@ def train(lessons: Sequence[Lesson], *, epochs: float, rank: int = RANK, seed: i
     return {name: KEPT * tensor if name.endswith(UP) else tensor for name, tensor in tensors_of(model).items()}
 
 
-def train_both(lessons: Sequence[Lesson], *, epochs: tuple[float, float] = EPOCHS, rank: int = RANK) -> dict[str, Tensor]:
-    """The adapter that ships: the mean of a run on fewer lessons and one on all of them; see `train`."""
-    runs = zip((fewer(lessons), lessons), epochs, strict=True)
-    return mean([train(each, epochs=of_run, rank=rank) for each, of_run in runs], rank)
+def train_both(
+    fewer: Sequence[Lesson], every: Sequence[Lesson], *, epochs: tuple[float, float] = EPOCHS, rank: int = RANK
+) -> dict[str, Tensor]:
+    """The adapter that ships: the mean of a run on fewer lessons, none read as a message, and one on all; see `train`."""
+    first = train(fewer, epochs=epochs[0], messages=False, rank=rank)
+    return mean([first, train(every, epochs=epochs[1], rank=rank)], rank)
 
 
 def main() -> None:
@@ -261,7 +271,10 @@ def main() -> None:
     for name in ("response", "train"):
         if not (data / name).is_dir():
             sys.exit(f"{data} has no folder named {name}")
-    tensors = train_both([*prompts(data), *answers(data)], epochs=tuple(options.epochs))
+    to_answers = answers(data)
+    tensors = train_both(
+        [*fewer_prompts(data), *to_answers], [*prompts(data), *to_answers], epochs=(options.epochs[0], options.epochs[1])
+    )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     saved = save(options.out, tensors, EmbeddedEncoder(adapter=None).identity)
     print(f"saved {options.out}, rank {saved.info.rank}, SHA-256 {saved.sha256}")

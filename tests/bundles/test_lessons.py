@@ -15,7 +15,7 @@ from mlpm_guard.bundles.lessons import (
     Lesson,
     Variation,
     answers,
-    fewer,
+    fewer_prompts,
     prompts,
     weighted,
 )
@@ -90,15 +90,14 @@ def test_an_unsafe_prompt_is_not_pushed_out_of_what_is_read():
 
 
 @pytest.mark.parametrize("label", [0, 1])
-def test_fewer_lessons_are_those_without_traffic_and_pairs_weighted_anew(data):
-    every = [*prompts(data), *answers(data)]
-    found = fewer(every)
+def test_fewer_prompts_are_those_of_sources_and_twins(data):
     written = {"traffic_benign", "traffic_unsafe", "minimal_pairs"}
-    assert [each.text for each in found] == [each.text for each in every if each.source not in written]
-    assert [each for each in found if each.kind == "answer"] == answers(data)
-    for label in (0, 1):
-        weights = [each.weight for each in found if each.kind == "prompt" and each.label == label]
-        assert np.mean(weights) == pytest.approx(1.0, abs=0.05)
+    found, every = fewer_prompts(data), prompts(data)
+    assert {(each.text, each.label) for each in found} == {
+        (each.text, each.label) for each in every if each.source not in written
+    }
+    assert {each.source for each in found} & written == set()
+    assert {each.source for each in every} > written
 
 
 def test_a_share_of_the_prompts_is_varied_of_harmless_ones_a_larger_one(label):
@@ -116,8 +115,10 @@ def test_short_prompts_of_either_label_are_also_read_as_messages(label, monkeypa
     text = "Look at the thing over there"
     for lesson, sent in ((Lesson(text, label, "x"), True), (Lesson(" ".join([text] * 8), label, "x"), False)):
         vary = Variation(["harmless"], random.Random(6))
+        without = Variation(["harmless"], random.Random(6), messages=False)
         seen = {vary(lesson) for _ in range(400)}
         assert (f"tell Anna {lesson.text}" in seen) is sent
+        assert f"tell Anna {lesson.text}" not in {without(lesson) for _ in range(400)}
 
 
 def test_only_long_harmless_prompts_are_cut_and_answers_are_read_as_they_are():

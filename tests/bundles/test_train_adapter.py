@@ -87,14 +87,15 @@ def test_training_moves_the_classes_apart_and_the_file_can_be_used(tmp_path, mon
 def test_the_adapter_is_the_mean_of_a_run_on_fewer_lessons_and_one_on_all(monkeypatch):
     seen = []
 
-    def run(lessons, *, epochs, rank):
-        seen.append(([each.source for each in lessons], epochs))
+    def run(lessons, *, epochs, rank, messages=True):
+        seen.append((lessons, epochs, messages))
         size = float(len(seen))
         return {"map.up": size * torch.ones(4, rank), "map.down": torch.ones(rank, 4)}
 
     monkeypatch.setattr(train_adapter, "train", run)
-    found = train_adapter.train_both([Lesson("a", 0, "x"), Lesson("b", 0, "minimal_pairs")], epochs=(0.5, 0.25), rank=2)
-    assert seen == [(["x"], 0.5), (["x", "minimal_pairs"], 0.25)]
+    fewer, every = [Lesson("a", 0, "x")], [Lesson("a", 0, "x"), Lesson("b", 0, "minimal_pairs")]
+    found = train_adapter.train_both(fewer, every, epochs=(0.5, 0.25), rank=2)
+    assert seen == [(fewer, 0.5, False), (every, 0.25, True)]
     # The runs add 2 and 4 everywhere; both are of rank one, so that nothing is cut.
     added = found["map.up"].float() @ found["map.down"].float()
     torch.testing.assert_close(added, torch.full((4, 4), 6.0 / 2), rtol=1e-2, atol=1e-2)
