@@ -89,7 +89,6 @@ def test_an_unsafe_prompt_is_not_pushed_out_of_what_is_read():
     assert places[1] + BEGINNING <= READ < places[0] + BEGINNING
 
 
-@pytest.mark.parametrize("label", [0, 1])
 def test_fewer_prompts_are_those_of_sources_and_twins(data):
     written = {"traffic_benign", "traffic_unsafe", "minimal_pairs"}
     found, every = fewer_prompts(data), prompts(data)
@@ -100,6 +99,7 @@ def test_fewer_prompts_are_those_of_sources_and_twins(data):
     assert {each.source for each in every} > written
 
 
+@pytest.mark.parametrize("label", [0, 1])
 def test_a_share_of_the_prompts_is_varied_of_harmless_ones_a_larger_one(label):
     vary, text = Variation(["harmless"], random.Random(4)), "look at the thing over there"
     share = np.mean([vary(Lesson(text, label, "x")) != text for _ in range(2000)])
