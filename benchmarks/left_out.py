@@ -53,7 +53,8 @@ def adapter_without(data: Path, left_out: Sequence[str], path: Path, epochs: tup
 
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        runs = [[*of(data), *answers(data)] for of in (fewer_prompts, prompts)]
+        to_answers = answers(data)
+        runs = [[*of(data), *to_answers] for of in (fewer_prompts, prompts)]
         fewer, every = ([lesson for lesson in run if lesson.source not in left_out] for run in runs)
         tensors = train_both(fewer, every, epochs=EPOCHS if epochs is None else epochs)
         save(path, tensors, EmbeddedEncoder(adapter=None).identity)

@@ -101,11 +101,12 @@ def mean(trained: Sequence[Mapping[str, Tensor]], rank: int) -> dict[str, Tensor
         Its tensors, in half precision.
 
     Raises:
-        ConfigurationError: there are none, they change other maps, or a map is smaller than the rank.
+        ConfigurationError: there are none, they change other maps or maps of other sizes, or a map is smaller than the rank.
         AdapterError: the tensors of one are no adapter.
     """
     pairs = [adapters.paired(tensors) for tensors in trained]
-    if not pairs or any(each.keys() != pairs[0].keys() for each in pairs):
+    sizes = [{place: (len(up), down.shape[1]) for place, (up, down) in each.items()} for each in pairs]
+    if not pairs or any(each != sizes[0] for each in sizes):
         raise ConfigurationError("trained: the tensors of one or more adapters, all of the same maps")
     found: dict[str, Tensor] = {}
     for place in pairs[0]:

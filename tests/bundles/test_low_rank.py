@@ -132,7 +132,13 @@ def test_the_mean_of_adapters_is_the_mean_of_what_they_add_up_to_its_rank(model,
 def test_what_has_no_mean_is_refused(model, inputs):
     tensors = tensors_of(trained(model, inputs))
     other = {name: tensor for name, tensor in tensors.items() if "query" in name}
-    for wrong, rank, said in (([], 2, "one or more"), ([tensors, other], 2, "the same maps"), ([tensors], 9, "rank=9")):
+    larger = {name: torch.cat([tensor, tensor], int(name.endswith("down"))) for name, tensor in tensors.items()}
+    for wrong, rank, said in (
+        ([], 2, "one or more"),
+        ([tensors, other], 2, "the same maps"),
+        ([tensors, larger], 2, "the same maps"),
+        ([tensors], 9, "rank=9"),
+    ):
         with pytest.raises(ConfigurationError, match=said):
             mean(wrong, rank)
     with pytest.raises(AdapterError, match="only one of the two"):
